@@ -1,0 +1,206 @@
+package engine
+
+import (
+	"golang.org/x/sys/unix"
+
+	"pgedge/codec"
+)
+
+// cutChunk is how many sessions a loop ends in one go. Ending one takes about ten system calls; 32 of them keep the
+// bystanders of the same loop waiting for well under a millisecond.
+const cutChunk = 32
+
+// evidence is what the backend itself said between the cut and its end.
+type evidence struct {
+	seen codec.Seen
+	eof  bool
+}
+
+// cut carries out the cut of a batch whose gates are closed. When the task runs, every callback that may have looked
+// at a gate just before it was closed has returned.
+func (l *loop) cut(batch []*session) {
+	l.post(func() { l.runCut(batch) })
+}
+
+func (l *loop) runCut(batch []*session) {
+	fresh := batch[:0]
+	for _, s := range batch {
+		if !s.isCut {
+			s.isCut = true
+			s.front.freeze()
+			s.back.freeze()
+			fresh = append(fresh, s)
+		}
+	}
+	for _, s := range fresh {
+		s.advance(prCut)
+	}
+	if len(fresh) <= cutChunk {
+		l.die(fresh)
+		return
+	}
+	// The rest is posted chunk by chunk from outside: the loop looks at its sockets between two chunks.
+	go func() {
+		for len(fresh) > 0 {
+			n := min(cutChunk, len(fresh))
+			chunk, ran := fresh[:n], make(chan struct{})
+			fresh = fresh[n:]
+			l.post(func() {
+				defer close(ran)
+				l.die(chunk)
+			})
+			select {
+			case <-ran:
+			case <-l.eng.done:
+				return
+			}
+		}
+	}()
+}
+
+// freeze stops a side: gnet writes its outbound buffer before it calls anybody, so writing is switched off where
+// something is buffered. Reading needs no switch: the closed gate drops what comes.
+func (sd *side) freeze() {
+	if sd.conn == nil {
+		return
+	}
+	sd.phase = phCut
+	if sd.frozen = sd.buffered(); sd.frozen > 0 {
+		sd.arm()
+	}
+}
+
+// die ends sessions that have been frozen: their backends are handed to the control connections first, since nothing
+// is more urgent, and their clients are told meanwhile.
+func (l *loop) die(batch []*session) {
+	targets := make(map[*controller][]*target)
+	for _, s := range batch {
+		t := s.newTarget(nil)
+		s.target = t
+		targets[s.control] = append(targets[s.control], t)
+	}
+	for c, ts := range targets {
+		if c != nil {
+			c.submit(ts)
+			continue
+		}
+		for _, t := range ts {
+			// Without a control role: the reset first, so that Postgres reads no more of what is queued, then the
+			// cancel request for what it is running.
+			t.s.back.drop()
+			go l.eng.cancelFallback(t)
+		}
+	}
+	for _, s := range batch {
+		s.dieFront()
+		s.advance(prClosed)
+	}
+}
+
+// dieFront tells the client, if its stream stands at a message boundary and it has read all it was sent; else it is
+// reset without a word.
+func (s *session) dieFront() {
+	if s.back.open() {
+		s.back.phase = phDrain
+		s.back.arm()
+	}
+	front := &s.front
+	if s.reason == reasonNone {
+		s.reason = Reason(s.gate.Load())
+	}
+	if !front.open() {
+		s.checkDone()
+		return
+	}
+	f := s.lastWord(Reason(s.gate.Load()), true)
+	if front.frozen > 0 || !s.back.scan.AtBoundary() || s.back.heldLen > 0 {
+		front.drop()
+		return
+	}
+	msg := codec.AppendErrorResponse(nil, f)
+	if n, err := unix.Write(front.conn.Fd(), msg); err != nil || n < len(msg) {
+		front.drop()
+		return
+	}
+	unix.Shutdown(front.conn.Fd(), unix.SHUT_WR)
+	front.phase = phDrain
+	front.arm()
+	s.linger(lingerTime)
+}
+
+// swallow drops what comes in for a side that relays no more. What the backend still says is looked at, since it
+// tells what became of its transaction.
+func (sd *side) swallow() {
+	s := sd.s
+	buf, err := sd.conn.Peek(-1)
+	if err != nil || len(buf) == 0 {
+		return
+	}
+	if !sd.isFront && sd.phase == phDrain {
+		s.observe(buf)
+	}
+	if sd.conn != nil {
+		sd.conn.Discard(-1)
+	}
+}
+
+// observe scans what a backend that is being killed says.
+func (s *session) observe(p []byte) {
+	if s.link.tls == nil {
+		s.observePlain(p)
+		return
+	}
+	w := s.link.wire
+	w.in = append(append([]byte(nil), w.in...), p...)
+	for {
+		n, err := s.link.tls.Read(s.loop.scratch)
+		if n > 0 {
+			s.observePlain(s.loop.scratch[:n])
+		}
+		if err != nil || n == 0 {
+			w.out = w.out[:0]
+			return
+		}
+	}
+}
+
+func (s *session) observePlain(p []byte) {
+	sd := &s.back
+	for len(p) > 0 {
+		n, err := sd.scan.Scan(p, &s.evidence.seen)
+		if err != nil || n == 0 {
+			return
+		}
+		p = p[n:]
+	}
+}
+
+// backendSettled runs on the loop when the end of the backend is certain or has been given up on. What the backend
+// said last may still wait in the socket; it is read before the verdict on its transaction.
+func (s *session) backendSettled(t *target) {
+	if sd := &s.back; sd.open() {
+		if sd.conn.InboundBuffered() > 0 {
+			sd.swallow()
+		}
+		for read := 0; read < maxLastWordsBytes; {
+			n, err := unix.Read(sd.conn.Fd(), s.loop.scratch)
+			if n <= 0 || err != nil {
+				s.evidence.eof = n == 0 && err == nil || err == unix.ECONNRESET
+				break
+			}
+			read += n
+			// scratch is also where TLS decrypts to, so it is copied there.
+			if s.link.tls != nil {
+				s.observe(append([]byte(nil), s.loop.scratch[:n]...))
+			} else {
+				s.observe(s.loop.scratch[:n])
+			}
+		}
+		sd.drop()
+	}
+	t.conclude(s.evidence)
+}
+
+// maxLastWordsBytes bounds what is read of a dead backend at one go: more than the kernel buffers for one socket by
+// default.
+const maxLastWordsBytes = 8 << 20

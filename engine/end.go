@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"context"
+
+	"pgedge/codec"
+)
+
+// closed is called when a socket is gone, for whatever cause.
+func (sd *side) closed(err error) {
+	s := sd.s
+	if sd.frozen > 0 {
+		// What was buffered at the cut must still be there.
+		if moved := sd.frozen - sd.buffered(); moved > 0 {
+			s.afterCut(moved)
+		}
+	}
+	if sd.paused != 0 {
+		s.eng.metrics.pausedSides.Add(-1)
+		sd.paused = 0
+	}
+	sd.conn = nil
+	sd.phase = phClosed
+	sd.ahead = nil
+	if !sd.isFront && s.target != nil && s.control != nil {
+		s.evidence.eof = true
+		s.control.look()
+	}
+	if s.reason == reasonNone {
+		r := ReasonUpstreamLost
+		switch {
+		case sd.isFront || s.terminated:
+			r = ReasonClientGone
+		case s.lastBackend == 'E':
+			r = ReasonBackendGone // it has told the client why
+		}
+		detail := ""
+		if err != nil {
+			detail = err.Error()
+		}
+		s.end(r, detail)
+	}
+	s.checkDone()
+}
+
+// endAtSyncPoint ends the session now if it stands at one, else when it comes to the next.
+func (s *session) endAtSyncPoint(r Reason) {
+	status, requests := unpackActivity(s.activity.Load())
+	if status == 'I' && requests == 0 && s.front.scan.AtBoundary() {
+		s.end(r, "")
+		return
+	}
+	s.closing = r
+}
+
+// end is the one way a session that was not cut comes to its end; the first reason wins. What the client is told goes
+// out behind everything it has coming, and only at a message boundary.
+func (s *session) end(r Reason, detail string) {
+	if s.reason != reasonNone {
+		return
+	}
+	s.reason, s.detail = r, detail
+	s.mu.Lock()
+	if s.state != stEnding && s.state != stEnded {
+		s.moveLocked(stEnding)
+	}
+	s.mu.Unlock()
+	if s.back.open() && s.back.phase == phRelay {
+		if r != ReasonClientGone && s.front.scan.AtBoundary() {
+			s.send(&s.front, &s.back, terminateMessage)
+		}
+		s.back.finish()
+	} else {
+		s.back.close()
+	}
+	if s.front.open() && s.front.phase == phRelay {
+		if f := s.lastWord(r, true); f.Code != "" && s.back.scan.AtBoundary() && s.back.heldLen == 0 {
+			if r == ReasonProtocol {
+				f.Message = detail
+			}
+			s.send(&s.back, &s.front, codec.AppendErrorResponse(nil, f))
+		}
+		s.front.finish()
+	} else {
+		s.front.close()
+	}
+	s.checkDone()
+}
+
+// terminateMessage lets Postgres end in the ordinary way instead of noting a lost client.
+var terminateMessage = []byte{'X', 0, 0, 0, 4}
+
+// giveUpLingering closes whatever has not closed in time.
+func (s *session) giveUpLingering() {
+	s.lingerUntil = 0
+	if s.front.open() {
+		if s.front.buffered() > 0 {
+			s.front.drop()
+		} else {
+			s.front.close()
+		}
+	}
+	if s.target == nil && s.back.open() { // a backend that is being killed is closed when its end is certain
+		s.back.drop()
+	}
+	s.checkDone()
+}
+
+// checkDone runs when the last socket is gone.
+func (s *session) checkDone() {
+	if s.front.open() || s.back.open() || s.done || s.reason == reasonNone || s.joining() {
+		return
+	}
+	s.done = true
+	s.lingerUntil = 0
+	s.rearm()
+	l := s.loop
+	delete(l.sessions, s)
+	l.count.Add(-1)
+	s.mu.Lock()
+	if s.state != stEnded {
+		s.moveLocked(stEnded)
+	}
+	ordered := len(s.orders) > 0
+	s.mu.Unlock()
+	e := s.eng
+	o := &outcomes[s.reason]
+	e.metrics.closed(s.reason)
+	e.log.Log(context.Background(), o.level, "session ended", "session", s.id, "reason", o.label, "principal", s.identity.Principal,
+		"database", s.identity.Database, "detail", s.detail)
+	e.cfg.OnAudit(s.auditEvent("end", s.reason))
+	e.release(s)
+	if !ordered {
+		s.conclude(nil)
+	} else if !s.isCut {
+		l.runCut([]*session{s}) // it ended by itself while an order was on its way to it
+	}
+}
+
+// joining tells whether a side is still on its way to the loop.
+func (s *session) joining() bool {
+	return s.front.phase == phNew || s.back.phase == phNew
+}

@@ -1,0 +1,338 @@
+// Package engine carries sessions between clients and Postgres: it accepts, logs in on plain connections, enrolls
+// both sockets of a session into one gnet event loop, relays, and ends sessions, backends included, when told.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/panjf2000/gnet/v2"
+
+	"pgedge/revoke"
+)
+
+// Engine is one node's data plane. Create it with New, then Start, Drain and Stop in that order.
+type Engine struct {
+	cfg       Config
+	log       *slog.Logger
+	epoch     time.Time // start of the engine's own monotonic clock
+	index     *index
+	orders    *orderBook
+	cancels   *cancelTable
+	databases map[string]*database
+	controls  *controlRegistry
+	capacity  capacity
+	metrics   *engineMetrics
+	settings  atomic.Pointer[settings]
+	timed     atomic.Bool // a timeout is set somewhere: activity carries times
+
+	client    *gnet.Client
+	loops     []*loop
+	clock     *clock
+	listeners []net.Listener
+
+	slots      chan struct{} // one per accepted socket, refusals and cancel requests included
+	loginSlots chan struct{} // logins that talk to a backend
+	cancelling chan struct{} // cancel requests under way
+	admitted   atomic.Int64
+	nextID     atomic.Uint64
+	draining   atomic.Bool
+	logins     sync.WaitGroup
+	background sync.WaitGroup
+	done       chan struct{}
+	stopOnce   sync.Once
+}
+
+// settings are what Reload can change.
+type settings struct {
+	limits   Limits
+	timeouts Timeouts
+	contact  string
+}
+
+// database is an entry of Config.Databases at work.
+type database struct {
+	name     string
+	upstream Upstream
+	max      int
+	sessions atomic.Int64
+}
+
+// New checks cfg and prepares an engine that does nothing yet.
+func New(cfg Config) (*Engine, error) {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	capacity, err := deriveCapacity(cfg.Limits.MaxSessions)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Logger, epoch: time.Now(),
+		index: newIndex(), cancels: newCancelTable(cfg.Node),
+		databases: make(map[string]*database, len(cfg.Databases)),
+		capacity:  capacity, metrics: newEngineMetrics(cfg.Metrics),
+		slots:      make(chan struct{}, capacity.sessions+capacity.refusals),
+		loginSlots: make(chan struct{}, cfg.Limits.MaxLogins),
+		cancelling: make(chan struct{}, maxCancelling),
+		done:       make(chan struct{}),
+	}
+	e.orders = newOrderBook(e)
+	e.controls = newControlRegistry(e)
+	e.applySettings(cfg.Limits, cfg.Timeouts, cfg.Contact)
+	for name, d := range cfg.Databases {
+		u := d.Upstream
+		if u.Control != nil {
+			control := *u.Control
+			if control.Database == "" {
+				control.Database = u.Database
+			}
+			u.Control = &control
+		}
+		if name == "*" {
+			// The fallback passes the client's own name on; a name in its URL is where the control role connects.
+			u.Database = ""
+		}
+		e.databases[name] = &database{name: name, upstream: u, max: d.MaxBackends}
+	}
+	e.metrics.registerGauges(cfg.Metrics, e)
+	return e, nil
+}
+
+// Start opens the listeners and begins to serve. Control roles are tried in the background and reported in the log.
+func (e *Engine) Start(ctx context.Context) error {
+	if err := e.startLoops(); err != nil {
+		return err
+	}
+	e.background.Go(func() { e.orders.run(e.done) })
+	e.controls.warm(ctx)
+	for _, addr := range e.cfg.Listen {
+		ln, err := listen(ctx, addr)
+		if err != nil {
+			return errors.Join(err, e.Stop(ctx))
+		}
+		e.listeners = append(e.listeners, ln)
+		e.background.Go(func() { e.accept(ln) })
+	}
+	return nil
+}
+
+// Addrs returns where the engine listens, in the order of Config.Listen.
+func (e *Engine) Addrs() []net.Addr {
+	var addrs []net.Addr
+	for _, ln := range e.listeners {
+		addrs = append(addrs, ln.Addr())
+	}
+	return addrs
+}
+
+// Cut carries out one order: the gates of all matching sessions are closed when it returns; everything else follows
+// on other goroutines. Receipts come through Config.OnReceipt. Called from one goroutine at a time.
+func (e *Engine) Cut(of revoke.Order) {
+	o := e.orders.get(of)
+	o.walk(1)
+	defer o.walk(-1)
+	settled := of.Fact.Seq > 0 || of.SupersededBy > 0
+	if settled {
+		o.settle(of)
+	}
+	if of.SupersededBy > 0 {
+		return
+	}
+	e.auditOrder(of, settled)
+	batches := make(map[*loop][]*session)
+	var logins []*session
+	for _, s := range e.index.match(of.Fact.Scope) {
+		if settled && !s.diesBy(of.Fact) || o.has(s) {
+			continue
+		}
+		switch s.cut(reasonOf(of.Fact.Verb), &of.Fact, o) {
+		case stLogin:
+			logins = append(logins, s)
+		case stLive, stEnding:
+			batches[s.loop] = append(batches[s.loop], s)
+		case stEnrolling, stEnded:
+			// Enrolling: the loop looks at the gate before it reads anything. Ended: nothing can pass, and what is
+			// left of it reports by itself.
+		}
+	}
+	for l, batch := range batches {
+		l.cut(batch)
+	}
+	if len(logins) > 0 {
+		go func() {
+			for _, s := range logins {
+				s.wmu.Lock() // waits for a write that had passed the gate; its deadline is in the past
+				s.wmu.Unlock()
+				s.advance(prCut)
+			}
+		}()
+	}
+}
+
+// diesBy tells whether a settled fact ends the session: it began before the fact's place in the journal.
+func (s *session) diesBy(f revoke.Fact) bool { return s.authSeq < f.Seq }
+
+func reasonOf(v revoke.Verb) Reason {
+	switch v {
+	case revoke.VerbRevoke:
+		return ReasonRevoked
+	case revoke.VerbSuspend:
+		return ReasonSuspended
+	case revoke.VerbKill, revoke.VerbReinstate, revoke.VerbInvalid:
+	}
+	return ReasonKilled
+}
+
+// SessionCount is the number of sessions that clients hold now.
+func (e *Engine) SessionCount() int { return int(e.admitted.Load()) }
+
+// Sessions lists what the index holds; keep decides, nil keeps all.
+func (e *Engine) Sessions(keep func(revoke.SessionInfo) bool) []revoke.SessionInfo {
+	var out []revoke.SessionInfo
+	now := int64(time.Since(e.epoch))
+	for _, s := range e.index.all() {
+		info := revoke.SessionInfo{
+			ID: s.id, Node: e.cfg.Node, Principal: s.identity.Principal, Role: s.identity.Role,
+			Database: s.identity.Database, Client: s.clientString(), Application: s.application,
+			Since: s.began.UTC(), State: s.stateName(),
+		}
+		s.mu.Lock()
+		live := s.state == stLive
+		s.mu.Unlock()
+		if live {
+			info.BackendPID = s.key.PID
+			info.Upstream = s.link.remote.String()
+			if at := s.lastActive.Load(); at > 0 && info.State != "active" {
+				info.IdleSeconds = time.Duration(now - at).Seconds()
+			}
+		}
+		if keep == nil || keep(info) {
+			out = append(out, info)
+		}
+	}
+	return out
+}
+
+// Reload replaces limits, timeouts and contact. MaxSessions and MaxLogins are taken at the next start only.
+func (e *Engine) Reload(l Limits, t Timeouts, contact string) {
+	c := Config{Limits: l, Timeouts: t}
+	c.setDefaults()
+	e.applySettings(c.Limits, c.Timeouts, contact)
+	for _, l := range e.loops {
+		l.post(func() { l.rearmAll() })
+	}
+}
+
+func (e *Engine) applySettings(l Limits, t Timeouts, contact string) {
+	e.settings.Store(&settings{limits: l, timeouts: t, contact: contact})
+	e.timed.Store(t.IdleSession > 0 || t.IdleInTransaction > 0)
+}
+
+func (e *Engine) limits() *Limits     { return &e.settings.Load().limits }
+func (e *Engine) timeouts() *Timeouts { return &e.settings.Load().timeouts }
+
+// Drain refuses new logins and ends every session at its next sync point, at the latest when ctx ends.
+func (e *Engine) Drain(ctx context.Context) {
+	e.draining.Store(true)
+	for _, l := range e.loops {
+		l.post(func() { l.drain(false) })
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for e.admitted.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			for _, l := range e.loops {
+				l.post(func() { l.drain(true) })
+			}
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Stop closes the listeners and every session and waits until all is gone, at the latest when ctx ends.
+func (e *Engine) Stop(ctx context.Context) error {
+	var err error
+	e.stopOnce.Do(func() {
+		e.draining.Store(true)
+		for _, ln := range e.listeners {
+			ln.Close()
+		}
+		close(e.done)
+		for _, s := range e.index.all() {
+			s.interruptLogin()
+		}
+		// An enroll while gnet stops would wait for ever: all logins end first.
+		waitFor(ctx, &e.logins)
+		for _, l := range e.loops {
+			l.post(func() { l.drain(true) })
+		}
+		for e.admitted.Load() > 0 && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		if e.client != nil {
+			err = e.client.Stop()
+		}
+		e.clock.stop()
+		e.controls.close()
+		waitFor(ctx, &e.background)
+	})
+	return err
+}
+
+func waitFor(ctx context.Context, wg *sync.WaitGroup) {
+	gone := make(chan struct{})
+	go func() { wg.Wait(); close(gone) }()
+	select {
+	case <-gone:
+	case <-ctx.Done():
+	}
+}
+
+// newSessionID numbers sessions of this boot; the boot's own time makes the number differ between boots.
+func (e *Engine) newSessionID() string {
+	n := uint64(e.epoch.UnixMilli())<<20 + e.nextID.Add(1)
+	return e.cfg.Node + "-" + strconv.FormatUint(n, 36)
+}
+
+// forget removes what is left of a session from the index.
+func (e *Engine) forget(s *session) { e.index.remove(s) }
+
+func (e *Engine) publishReceipt(o *order, stage progress) {
+	r := o.receipt(stage)
+	e.metrics.stage(stage, &r)
+	if r.Revocation != "" {
+		e.cfg.OnReceipt(r)
+	}
+}
+
+func (e *Engine) auditOrder(of revoke.Order, settled bool) {
+	if !settled {
+		return
+	}
+	f := of.Fact
+	e.cfg.OnAudit(AuditEvent{Time: time.Now(), Kind: "revocation", Revocation: f.ID, Reason: f.Verb.String(),
+		Detail: fmt.Sprintf("%s seq %d %s", f.Scope.Token(), f.Seq, f.Reason)})
+}
+
+// bugf reports that pgedge's own state is wrong. Tests set bugPanics.
+func (e *Engine) bugf(format string, args ...any) {
+	e.metrics.bugs.Inc()
+	e.log.Error("bug: "+fmt.Sprintf(format, args...), "stack", string(debug.Stack()))
+	if bugPanics {
+		panic(fmt.Sprintf(format, args...))
+	}
+}
+
+var bugPanics bool

@@ -1,0 +1,263 @@
+package engine
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"reflect"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/panjf2000/gnet/v2"
+	"golang.org/x/sys/unix"
+)
+
+// loop is what pgedge keeps per gnet event loop. Everything but post and count is used on the loop only.
+type loop struct {
+	eng   *Engine
+	el    gnet.EventLoop
+	epfd  int // the loop's own epoll descriptor
+	count atomic.Int64
+	next  atomic.Int64 // ns since engine start at which the clock posts a tick; 0: never
+
+	sessions map[*session]struct{}
+	timers   timerHeap
+	watched  []*side
+	pollNS   int64  // distance of the next look at watched
+	pollAt   int64  // 0: none planned
+	scratch  []byte // plaintext of TLS, and messages put together; valid during one callback
+}
+
+const (
+	readBufferBytes = 64 << 10
+	pollMin         = time.Millisecond
+	pollMax         = 20 * time.Millisecond
+)
+
+// post runs f on the loop. It is the only way in. A panic in it ends nothing but f.
+func (l *loop) post(f func()) {
+	err := l.el.Execute(context.Background(), gnet.RunnableFunc(func(context.Context) error {
+		defer l.eng.guard(nil)
+		f()
+		return nil
+	}))
+	if err != nil && !l.eng.draining.Load() {
+		l.eng.bugf("cannot post to a loop: %v", err)
+	}
+}
+
+// startLoops starts gnet without a listener of its own: its accept ends the whole engine when descriptors run out.
+// One socket pair per loop tells which loops there are and proves that their epoll descriptors can be reached.
+func (e *Engine) startLoops() error {
+	n := e.cfg.Loops
+	if n <= 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	var err error
+	e.client, err = gnet.NewClient(&handler{eng: e}, gnet.WithNumEventLoop(n), gnet.WithLogger(gnetLogger{e.log}),
+		gnet.WithReadBufferCap(readBufferBytes), gnet.WithWriteBufferCap(readBufferBytes), gnet.WithTicker(false))
+	if err != nil {
+		return fmt.Errorf("cannot create the event loops: %w", err)
+	}
+	if err := e.client.Start(); err != nil {
+		return fmt.Errorf("cannot start the event loops: %w", err)
+	}
+	e.clock = newClock(e)
+	found := make(map[gnet.EventLoop]gnet.Conn)
+	defer func() {
+		for _, c := range found {
+			c.Close()
+		}
+	}()
+	for range n {
+		c, err := e.enrollProbe()
+		if err != nil {
+			return fmt.Errorf("cannot reach the event loops: %w", err)
+		}
+		el := c.EventLoop()
+		if found[el] != nil {
+			return errors.New("cannot reach the event loops: gnet gave the same one twice")
+		}
+		found[el] = c
+		epfd, err := epollDescriptor(c)
+		if err != nil {
+			return err
+		}
+		l := &loop{eng: e, el: el, epfd: epfd, sessions: make(map[*session]struct{}), scratch: make([]byte, readBufferBytes)}
+		e.loops = append(e.loops, l)
+	}
+	go e.clock.run()
+	return nil
+}
+
+// enrollProbe gives gnet one end of a socket pair; the other is closed, which ends both.
+func (e *Engine) enrollProbe() (gnet.Conn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fds[0]), "probe")
+	conn, err := net.FileConn(file)
+	file.Close()
+	if err != nil {
+		unix.Close(fds[1])
+		return nil, err
+	}
+	c, err := e.client.EnrollContext(conn, probe(fds[1]))
+	if err != nil {
+		unix.Close(fds[1])
+	}
+	return c, err
+}
+
+// probe is the context of a probe's connection: the descriptor of its other end.
+type probe int
+
+// epollDescriptor reads gnet's own epoll descriptor. Reading unexported integers by reflection is legal; that they
+// are still where they were is proven by watching the probe's socket through it.
+func epollDescriptor(c gnet.Conn) (fd int, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("this version of gnet keeps its epoll descriptor elsewhere: %v", p)
+		}
+	}()
+	fd = int(reflect.ValueOf(c).Elem().FieldByName("loop").Elem().FieldByName("poller").Elem().FieldByName("fd").Int())
+	ev := unix.EpollEvent{Fd: int32(c.Fd()), Events: unix.EPOLLIN | unix.EPOLLPRI}
+	if err := unix.EpollCtl(fd, unix.EPOLL_CTL_MOD, c.Fd(), &ev); err != nil {
+		return 0, fmt.Errorf("this version of gnet keeps its epoll descriptor elsewhere: %w", err)
+	}
+	return fd, nil
+}
+
+func (l *loop) setInterest(fd int, events uint32) {
+	ev := unix.EpollEvent{Fd: int32(fd), Events: events}
+	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_MOD, fd, &ev); err != nil {
+		l.eng.bugf("cannot change what epoll watches: %v", err)
+	}
+}
+
+// pickLoop balances by sessions, so that both sockets of a pair live on one loop.
+func (e *Engine) pickLoop() *loop {
+	best := e.loops[0]
+	for _, l := range e.loops[1:] {
+		if l.count.Load() < best.count.Load() {
+			best = l
+		}
+	}
+	return best
+}
+
+// watch looks at a side's outbound buffer again soon: gnet has no callback for a buffer that drains.
+func (l *loop) watch(sd *side) {
+	if !sd.watched {
+		sd.watched = true
+		l.watched = append(l.watched, sd)
+	}
+	l.pollNS = int64(pollMin)
+	l.planPoll()
+}
+
+func (l *loop) planPoll() {
+	l.pollAt = l.now() + l.pollNS
+	l.wakeAt(l.pollAt)
+}
+
+func (l *loop) now() int64 { return int64(time.Since(l.eng.epoch)) }
+
+// wakeAt makes sure that a tick comes at the given time or before.
+func (l *loop) wakeAt(at int64) {
+	if cur := l.next.Load(); cur == 0 || at < cur {
+		l.next.Store(at)
+		l.eng.clock.poke()
+	}
+}
+
+// tick is posted by the clock.
+func (l *loop) tick() {
+	now := l.now()
+	if l.pollAt > 0 && now >= l.pollAt {
+		l.pollAt = 0
+		l.poll()
+	}
+	for len(l.timers) > 0 && l.timers[0].due <= now {
+		s := l.timers[0]
+		heap.Pop(&l.timers)
+		s.onTimer(now)
+	}
+	next := l.pollAt
+	if len(l.timers) > 0 && (next == 0 || l.timers[0].due < next) {
+		next = l.timers[0].due
+	}
+	if next > 0 {
+		l.wakeAt(next)
+	}
+}
+
+// poll lets paused sides go on whose peer has caught up, and closes what has been flushed. While nothing moves it
+// looks less and less often, down to 50 times a second.
+func (l *loop) poll() {
+	moved := false
+	keep := l.watched[:0]
+	list := l.watched
+	l.watched = nil
+	for _, sd := range list {
+		sd.watched = false
+		switch {
+		case sd.conn == nil:
+			moved = true
+		case sd.phase == phFlush:
+			if sd.buffered() == 0 {
+				moved = true
+				sd.finish()
+			} else {
+				keep = append(keep, sd)
+			}
+		case sd.paused&pausePeer != 0:
+			if sd.peer().buffered() <= lowMarkBytes {
+				moved = true
+				sd.resume(pausePeer)
+			} else {
+				keep = append(keep, sd)
+			}
+		}
+	}
+	// Sides that were watched anew while the list was walked come behind those that stay.
+	anew := l.watched
+	l.watched = keep
+	for _, sd := range keep {
+		sd.watched = true
+	}
+	for _, sd := range anew {
+		sd.watched = true
+		l.watched = append(l.watched, sd)
+	}
+	if len(l.watched) == 0 {
+		return
+	}
+	if moved {
+		l.pollNS = int64(pollMin)
+	} else {
+		l.pollNS = min(2*l.pollNS, int64(pollMax))
+	}
+	l.planPoll()
+}
+
+// drain ends sessions for a node that stops: at their next sync point, or at once.
+func (l *loop) drain(atOnce bool) {
+	for s := range l.sessions {
+		switch {
+		case s.reason != reasonNone && atOnce && s.target == nil:
+			s.giveUpLingering()
+		case s.reason != reasonNone:
+		case atOnce:
+			s.end(ReasonShutdown, "")
+			s.linger(lingerTime)
+		default:
+			s.endAtSyncPoint(ReasonShutdown)
+		}
+	}
+}

@@ -1,0 +1,245 @@
+package engine
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"pgedge/codec"
+	"pgedge/revoke"
+)
+
+// sessionState says who owns a session. It changes under session.mu, along sessionMoves only.
+type sessionState uint8
+
+const (
+	stLogin     sessionState = iota // owned by its login goroutine; entered at accept
+	stEnrolling                     // both sockets are on their way to a loop; nothing is read
+	stLive                          // on a loop; bytes move both ways
+	stEnding                        // on a loop; nothing is relayed any more, last words are being written
+	stEnded                         // terminal: no socket is left
+)
+
+var sessionMoves = [...][]sessionState{
+	stLogin:     {stEnrolling, stEnded},
+	stEnrolling: {stLive, stEnding, stEnded},
+	stLive:      {stEnding, stEnded},
+	stEnding:    {stEnded},
+	stEnded:     {},
+}
+
+// progress is how far the killing of a session has come. It only grows, under session.mu.
+type progress uint8
+
+const (
+	prNone     progress = iota // not cut
+	prCut                      // no further byte passes the gate
+	prClosed                   // the client has been told and both directions are shut
+	prVerified                 // the backend was seen gone, or given up on: the result is final
+)
+
+// session is one client and its backend, from accept to the last trace.
+type session struct {
+	// Immutable after creation.
+	eng    *Engine
+	id     string
+	began  time.Time
+	client net.Addr
+
+	// Written by the login goroutine before the session is registered, immutable afterwards.
+	identity    revoke.Identity
+	application string
+	authSeq     uint64 // journal position applied when the login began
+	entry       *database
+	admitted    bool // counts against the limits
+
+	// Written by the login goroutine before the session is enrolled, immutable afterwards.
+	link          *link
+	authenticated bool            // AuthenticationOk was seen
+	key           codec.CancelKey // the backend's own; never given to the client
+	virtual       codec.CancelKey // what the client was given
+	control       *controller     // of the server the backend runs on; nil: no control role
+	start         string          // backend_start learned at login; "" where ports identify backends
+
+	// Any goroutine.
+	gate       atomic.Uint32               // Reason that closed the gate; 0 while it is open
+	fact       atomic.Pointer[revoke.Fact] // that closed the gate
+	activity   atomic.Uint32               // see activity.go
+	lastActive atomic.Int64                // ns since engine start of the last change of activity
+	opened     atomic.Int32                // sides that a loop has opened
+
+	// wmu is held during every write of a login. Taking it once after closing the gate proves that no write is
+	// under way. It is never taken by a loop.
+	wmu sync.Mutex
+
+	// mu guards what follows. Never held across I/O.
+	mu     sync.Mutex
+	state  sessionState
+	conns  []net.Conn // sockets of a login, whose deadlines a cut pulls to the past
+	orders []*order   // revocations that wait for this session
+	stage  progress
+	result revoke.SessionReceipt
+
+	// Owned by the loop once enrolled; by the login goroutine before.
+	loop        *loop
+	front, back side
+	reason      Reason // first reason wins
+	detail      string // for log and audit, never for the client
+	timerIndex  int    // in loop.timers, -1 when not armed
+	due         int64  // ns since engine start
+	lingerUntil int64  // ns since engine start; 0: not lingering
+	closing     Reason // draining or too old: end for this reason at the next sync point
+	bytesIn     int64
+	bytesOut    int64
+	evidence    evidence
+	terminated  bool // the client sent Terminate
+	lastBackend byte // type of the newest message of the backend
+	isCut       bool // the loop has carried out the cut
+	done        bool // both sockets are gone
+	target      *target
+}
+
+// sessionBeganOnLoop is the time a session is measured from.
+func (s *session) now() int64 { return int64(time.Since(s.eng.epoch)) }
+
+func (s *session) cutNow() bool { return s.gate.Load() != 0 }
+
+// move changes the state; an illegal move is a bug of pgedge.
+func (s *session) moveLocked(to sessionState) {
+	for _, ok := range sessionMoves[s.state] {
+		if ok == to {
+			s.state = to
+			return
+		}
+	}
+	s.eng.bugf("session %s cannot move from state %d to %d", s.id, s.state, to)
+}
+
+// hold registers a socket of the login, so that a cut can interrupt it, and sets the login's deadline on it. It
+// returns false when the session was cut already: the caller closes the socket.
+func (s *session) hold(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cutNow() {
+		return false
+	}
+	c.SetDeadline(s.began.Add(s.eng.limits().LoginTimeout))
+	s.conns = append(s.conns, c)
+	return true
+}
+
+func (s *session) letGo(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.conns {
+		if s.conns[i] == c {
+			s.conns = append(s.conns[:i], s.conns[i+1:]...)
+			return
+		}
+	}
+}
+
+// cut closes the gate for an order and says where the session stands, so that the caller can do what remains:
+// a live session is ended by its loop, a login by its own goroutine, which this wakes.
+func (s *session) cut(r Reason, f *revoke.Fact, o *order) sessionState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closeGateLocked(r, f)
+	s.orders = append(s.orders, o)
+	o.add(s, s.stage)
+	if s.state == stLogin {
+		for _, c := range s.conns {
+			c.SetDeadline(longAgo)
+		}
+	}
+	return s.state
+}
+
+// closeGateLocked shuts the gate; the first reason wins. The fact is stored first: who sees the gate sees the fact.
+func (s *session) closeGateLocked(r Reason, f *revoke.Fact) {
+	if s.gate.Load() == 0 {
+		s.fact.Store(f)
+		s.gate.Store(uint32(r))
+	}
+}
+
+// interruptLogin makes a login's reads and writes fail, for a node that stops.
+func (s *session) interruptLogin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		c.SetDeadline(longAgo)
+	}
+}
+
+// longAgo interrupts reads and writes in progress.
+var longAgo = time.Unix(1, 0)
+
+// advance records that the kill has come to stage, and tells every order that waits for it.
+func (s *session) advance(to progress) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.advanceLocked(to)
+}
+
+func (s *session) advanceLocked(to progress) {
+	from := s.stage
+	if to <= from {
+		return
+	}
+	s.stage = to
+	for _, o := range s.orders {
+		o.progressed(from, to)
+	}
+}
+
+// conclude makes the result final. The session leaves the index: whatever comes later finds nothing of it.
+func (s *session) conclude(edit func(*revoke.SessionReceipt)) {
+	s.mu.Lock()
+	if edit != nil {
+		edit(&s.result)
+	}
+	s.advanceLocked(prVerified)
+	s.mu.Unlock()
+	s.eng.forget(s)
+}
+
+// receipt returns the session's line of evidence.
+func (s *session) receipt() revoke.SessionReceipt {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.result
+}
+
+// describe fills what a receipt says about the session itself, once, when it is cut.
+func (s *session) describeLocked(state string) {
+	r := &s.result
+	if r.ID != "" {
+		return
+	}
+	r.ID = s.id
+	r.Principal = s.identity.Principal
+	r.Role = s.identity.Role
+	r.Database = s.identity.Database
+	r.Client = s.clientString()
+	r.Application = s.application
+	r.Since = s.began.UTC()
+	r.BackendPID = s.key.PID
+	r.BackendStart = s.start
+	r.State = state
+	r.Cut = "gate"
+	r.Backend = "none"
+	r.Xact = "unknown"
+	r.SQLState = Reason(s.gate.Load()).SQLState()
+}
+
+func (s *session) clientString() string {
+	if s.client == nil {
+		return ""
+	}
+	if a := s.client.String(); a != "" && a != "@" {
+		return a
+	}
+	return s.client.Network()
+}

@@ -1,0 +1,167 @@
+package engine
+
+import (
+	"github.com/panjf2000/gnet/v2"
+	"golang.org/x/sys/unix"
+
+	"pgedge/codec"
+)
+
+// sidePhase says what happens to bytes of one side. Owned by the loop.
+type sidePhase uint8
+
+const (
+	phNew    sidePhase = iota // not opened by the loop yet
+	phRelay                   // bytes go to the other side
+	phCut                     // the gate is closed; input is dropped, nothing is written
+	phFlush                   // what is buffered is still written out; input is dropped
+	phDrain                   // nothing is written any more; input is dropped until the peer closes or time is up
+	phClosed                  // terminal
+)
+
+// pauseSet is why a side is not read. Reading goes on when the set is empty.
+type pauseSet uint8
+
+const (
+	pauseJoining pauseSet = 1 << iota // the other side is not open yet
+	pausePeer                         // the other side takes its bytes too slowly
+)
+
+// Marks of the bytes buffered for a slow peer. With 256 KiB a fast peer never notices a pause, and a stalled one
+// costs at most that and one read buffer.
+const (
+	highMarkBytes = 256 << 10
+	lowMarkBytes  = 64 << 10
+)
+
+// side is one socket of a session. All fields are owned by the loop once enrolled.
+type side struct {
+	s       *session
+	isFront bool
+	phase   sidePhase
+	paused  pauseSet
+	watched bool // in loop.watched
+	scan    codec.Scanner
+	conn    gnet.Conn // nil while not open
+	ahead   []byte    // read during login; relayed first
+	held    [8]byte   // the first heldLen bytes of a message that cannot be judged yet
+	heldLen uint8
+	frozen  int // bytes that were buffered for this side when it was cut; they must never move
+}
+
+func (sd *side) init(s *session, isFront bool) {
+	sd.s, sd.isFront = s, isFront
+	dir := codec.FromBackend
+	if isFront {
+		dir = codec.FromFrontend
+	}
+	sd.scan = codec.NewScanner(dir)
+}
+
+func (sd *side) peer() *side {
+	if sd.isFront {
+		return &sd.s.back
+	}
+	return &sd.s.front
+}
+
+func (sd *side) open() bool { return sd.conn != nil }
+
+// buffered is how much gnet holds for this side's socket.
+func (sd *side) buffered() int {
+	if sd.conn == nil {
+		return 0
+	}
+	return sd.conn.OutboundBuffered()
+}
+
+func (sd *side) pause(why pauseSet) {
+	if sd.paused == 0 {
+		sd.s.eng.metrics.pausedSides.Add(1)
+	}
+	sd.paused |= why
+	sd.arm()
+}
+
+// resume reads on, beginning with what was left unread.
+func (sd *side) resume(why pauseSet) {
+	if sd.paused == 0 {
+		return
+	}
+	sd.paused &^= why
+	if sd.paused != 0 {
+		return
+	}
+	sd.s.eng.metrics.pausedSides.Add(-1)
+	if sd.conn == nil {
+		return
+	}
+	sd.arm()
+	if sd.phase == phRelay && sd.conn.InboundBuffered() > 0 {
+		sd.s.relay(sd)
+	}
+}
+
+// arm sets what the loop's epoll watches this socket for. gnet has no pause; its own interest set is changed behind
+// its back, which its level-triggered mode takes well. gnet arms reading again when a buffer fills or drains, so
+// OnTraffic of a paused side calls this again.
+func (sd *side) arm() {
+	if sd.conn == nil {
+		return
+	}
+	var ev uint32
+	switch sd.phase {
+	case phRelay, phNew:
+		if sd.paused == 0 {
+			ev = unix.EPOLLIN | unix.EPOLLPRI
+		}
+		if sd.conn.OutboundBuffered() > 0 {
+			ev |= unix.EPOLLOUT
+		}
+	case phFlush:
+		ev = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT
+	case phDrain:
+		ev = unix.EPOLLIN | unix.EPOLLPRI
+	case phCut, phClosed:
+	}
+	sd.s.loop.setInterest(sd.conn.Fd(), ev)
+}
+
+// drop closes the socket without writing anything that is still buffered: gnet's close would flush it. The peer
+// gets a reset and learns that the stream is not whole.
+func (sd *side) drop() {
+	if sd.conn == nil {
+		return
+	}
+	fd := sd.conn.Fd()
+	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	unix.Shutdown(fd, unix.SHUT_WR)
+	sd.close()
+}
+
+// close ends the socket in the ordinary way.
+func (sd *side) close() {
+	if sd.conn != nil {
+		sd.conn.EventLoop().Close(sd.conn)
+	}
+}
+
+// finish writes out what is buffered and then closes, politely: input that is still coming does not turn the close
+// into a reset.
+func (sd *side) finish() {
+	switch {
+	case sd.conn == nil:
+	case sd.conn.OutboundBuffered() > 0:
+		sd.phase = phFlush
+		sd.arm()
+		sd.s.loop.watch(sd)
+		sd.s.linger(sd.s.eng.timeouts().Drain)
+	case sd.isFront:
+		sd.phase = phDrain
+		unix.Shutdown(sd.conn.Fd(), unix.SHUT_WR)
+		sd.arm()
+		sd.s.linger(lingerTime)
+	default:
+		sd.close()
+	}
+}

@@ -1,0 +1,127 @@
+package engine
+
+import (
+	"container/heap"
+	"time"
+)
+
+// timerHeap orders the sessions of a loop by the time something is due for them. A session is in it at most once.
+type timerHeap []*session
+
+func (h timerHeap) Len() int           { return len(h) }
+func (h timerHeap) Less(i, j int) bool { return h[i].due < h[j].due }
+func (h timerHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].timerIndex, h[j].timerIndex = i, j
+}
+
+func (h *timerHeap) Push(x any) {
+	s := x.(*session)
+	s.timerIndex = len(*h)
+	*h = append(*h, s)
+}
+
+func (h *timerHeap) Pop() any {
+	old := *h
+	s := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	s.timerIndex = -1
+	return s
+}
+
+// rearm plans the next look at the session; it is cheap to look too early, so activity does not move the plan.
+func (s *session) rearm() {
+	due := s.nextDue()
+	switch {
+	case due == 0 && s.timerIndex >= 0:
+		heap.Remove(&s.loop.timers, s.timerIndex)
+	case due == 0:
+	case s.timerIndex < 0:
+		s.due = due
+		heap.Push(&s.loop.timers, s)
+	case due != s.due:
+		s.due = due
+		heap.Fix(&s.loop.timers, s.timerIndex)
+	}
+	if due > 0 {
+		s.loop.wakeAt(due)
+	}
+}
+
+// nextDue is when the earliest of the session's limits could strike, 0 for never.
+func (s *session) nextDue() int64 {
+	if s.reason != reasonNone {
+		return s.lingerUntil
+	}
+	t := s.eng.timeouts()
+	due := int64(0)
+	consider := func(at int64) {
+		if due == 0 || at < due {
+			due = at
+		}
+	}
+	last := s.lastActive.Load()
+	if t.IdleSession > 0 {
+		consider(last + int64(t.IdleSession))
+	}
+	if t.IdleInTransaction > 0 {
+		consider(last + int64(t.IdleInTransaction))
+	}
+	if t.SessionMax > 0 && s.closing == reasonNone {
+		consider(int64(s.began.Sub(s.eng.epoch)) + int64(t.SessionMax))
+	}
+	if due > 0 && due <= s.now() {
+		// Due but not idle: look again within a second.
+		due = s.now() + int64(time.Second)
+	}
+	return due
+}
+
+func (s *session) onTimer(now int64) {
+	if s.reason != reasonNone {
+		if s.lingerUntil > 0 && now >= s.lingerUntil {
+			s.giveUpLingering()
+		}
+		return
+	}
+	t := s.eng.timeouts()
+	idle := now - s.lastActive.Load()
+	switch s.stateName() {
+	case "idle":
+		if t.IdleSession > 0 && idle >= int64(t.IdleSession) {
+			s.end(ReasonIdle, "")
+			return
+		}
+	case "idle_in_transaction":
+		if t.IdleInTransaction > 0 && idle >= int64(t.IdleInTransaction) {
+			s.end(ReasonIdleInTransaction, "")
+			return
+		}
+	}
+	if t.SessionMax > 0 && now >= int64(s.began.Sub(s.eng.epoch))+int64(t.SessionMax) {
+		s.endAtSyncPoint(ReasonSessionMax)
+		if s.reason != reasonNone {
+			return
+		}
+	}
+	s.rearm()
+}
+
+// linger bounds how long the last words of an ended session may take.
+func (s *session) linger(d time.Duration) {
+	until := s.now() + int64(d)
+	if s.lingerUntil == 0 || until > s.lingerUntil {
+		s.lingerUntil = until
+	}
+	s.rearm()
+}
+
+func (l *loop) rearmAll() {
+	for s := range l.sessions {
+		if s.lastActive.Load() == 0 {
+			s.lastActive.Store(l.now())
+		}
+		s.rearm()
+	}
+}

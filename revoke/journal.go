@@ -1,0 +1,350 @@
+package revoke
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// loading is a journal that is read from its start while the present table goes on refusing logins.
+type loading struct {
+	table *Table
+	// heldKeys are provisional facts that stand for what has been learned and is not in force yet.
+	heldKeys map[string]struct{}
+	// held are orders that wait for the node to become ready.
+	held []Order
+	// refused are the subjects on which garbage is the last message, as far as the load has come.
+	refused    map[string]uint64
+	lastStored time.Time
+}
+
+func (n *Node) beginLoad() {
+	n.stats.Resets++
+	fresh := &loading{table: NewTable(), refused: make(map[string]uint64), heldKeys: make(map[string]struct{})}
+	if n.load != nil {
+		// What a broken-off load has learned stays denied until one is complete.
+		fresh.held, fresh.heldKeys = n.load.held, n.load.heldKeys
+	}
+	n.load = fresh
+	n.lastSeq, n.quiet = 0, false
+}
+
+func (n *Node) journalEmpty(now time.Time) {
+	if n.load == nil {
+		if n.ready {
+			return
+		}
+		n.beginLoad()
+	}
+	n.finishLoad(now)
+}
+
+// journal takes a message of the journal.
+func (n *Node) journal(now time.Time, m JournalMessage) {
+	if m.Seq == 0 {
+		return
+	}
+	if !n.ready && n.load == nil {
+		n.beginLoad()
+	}
+	n.quiet = m.Pending == 0
+	switch {
+	case m.Seq < n.lastSeq:
+		// The stream is another one, or was set back. What it holds is only known after reading all of it; until
+		// then the message is merged as any other, which can only deny more.
+		if n.lastReload.IsZero() || now.Sub(n.lastReload) >= reloadEvery {
+			n.lastReload = now
+			n.emit(ReloadCommand{Why: "the journal delivered seq " + strconv.FormatUint(m.Seq, 10) + " after " + strconv.FormatUint(n.lastSeq, 10)})
+		}
+	case n.load == nil && n.lastSeq > 0 && m.Seq > n.lastSeq+1:
+		n.hidden += m.Seq - n.lastSeq - 1
+	}
+	n.lastSeq = max(n.lastSeq, m.Seq)
+
+	rest, ours := strings.CutPrefix(m.Subject, subjectPrefix)
+	first, _, _ := strings.Cut(rest, ".")
+	_, isVerb := ParseVerb(first)
+	switch {
+	case ours && isVerb:
+		n.journalFact(now, m)
+	case ours && first == "node":
+		n.journalPresence(now, m)
+	}
+
+	if n.load == nil {
+		n.table.Advance(m.Seq)
+		return
+	}
+	n.load.table.Advance(m.Seq)
+	n.load.lastStored = m.Stored
+	if n.ready {
+		// What comes after the present table's position is merged into it as well, so its position moves along.
+		n.table.Advance(m.Seq)
+	}
+	if m.Pending == 0 {
+		n.finishLoad(now)
+	}
+}
+
+// journalFact takes a message whose subject begins like a fact's.
+func (n *Node) journalFact(now time.Time, m JournalMessage) {
+	f, err := DecodeFact(m.Subject, m.MsgID, m.Payload)
+	if err != nil {
+		n.refuse(now, m, err)
+		return
+	}
+	f.Seq, f.Epoch = m.Seq, n.epoch
+	learned := n.learns(f)
+	n.name(now, &f)
+	appliedBefore := n.table.Applied()
+	n.merge(f, learned)
+
+	key, known := n.orderKey(now, m, f)
+	p := n.pendingFor(m, f, learned)
+	if known && learned && p == nil {
+		// One attempt stored twice, beyond the stream's duplicate window.
+		key += "|" + strconv.FormatUint(m.Seq, 10)
+	}
+	if learned {
+		if p == nil {
+			n.stats.Facts[FactCount{f.Verb, ViaJournal}]++
+			if f.Raw {
+				n.stats.Raw++
+			}
+		}
+		n.coverOthers(f, p)
+	}
+	if f.Verb == VerbReinstate {
+		return
+	}
+	// Sessions may have begun at or after this position without knowing of the fact: the seq alone does not
+	// find them.
+	late := learned && n.ready && (m.Seq <= appliedBefore || n.epoch > 1)
+	switch {
+	case p != nil:
+		if late {
+			n.emitProvisional(p)
+		}
+		n.settle(p, f)
+	case learned && n.ready:
+		o := Order{Key: key, Fact: f, ReceivedAt: now}
+		if late {
+			o.Fact.Seq = 0
+			n.emit(CutCommand{o})
+			o.Fact.Seq = f.Seq
+		}
+		n.emit(CutCommand{o})
+		if m.MsgID == "" && n.load == nil {
+			n.giveCredit(now, m.Subject, bareContent(f, m.Payload))
+		}
+	}
+}
+
+// learns says whether a fact of the journal is news. While following, the last seq of its subject decides. While
+// loading, the stream may be another one with the same seqs, so the contents have to be the same too.
+func (n *Node) learns(f Fact) bool {
+	if n.load == nil {
+		return f.Seq > n.table.LastSeq(f.Subject())
+	}
+	if f.Seq <= n.load.table.LastSeq(f.Subject()) {
+		return false
+	}
+	old, ok := n.table.fact(f.Verb, f.Scope)
+	if !ok || old.Subject() != f.Subject() {
+		return f.Seq != n.table.LastSeq(f.Subject())
+	}
+	f.ID, f.Epoch = old.ID, old.Epoch
+	f.Upto = min(f.Upto, f.Seq)
+	return f != old
+}
+
+// merge puts a fact where it belongs. While a ready node loads, the present table takes what denies more at once,
+// and what a newer reinstate of the present table would undo is held besides; what allows more waits for the end.
+func (n *Node) merge(f Fact, learned bool) {
+	if n.load == nil {
+		n.table.Merge(f)
+		return
+	}
+	n.load.table.Merge(f)
+	delete(n.load.refused, f.Subject())
+	if !n.ready || !learned || f.Verb == VerbReinstate {
+		return
+	}
+	if f.Verb != VerbKill {
+		key := "load|" + strconv.FormatUint(f.Seq, 10) + "|" + f.Subject()
+		n.load.heldKeys[key] = struct{}{}
+		n.table.AddProvisional(key, f, f.Until)
+	}
+	n.table.Merge(f)
+}
+
+// orderKey is the key of a fact that the fast path did not announce, and whether it has been used.
+func (n *Node) orderKey(now time.Time, m JournalMessage, f Fact) (key string, known bool) {
+	if m.MsgID == "" {
+		return m.Subject + "|seq-" + strconv.FormatUint(m.Seq, 10), false
+	}
+	key = messageKey(m.Subject, m.MsgID)
+	seq, known := n.seen.get(now, key)
+	if !known || seq < m.Seq {
+		n.seen.put(now, key, m.Seq)
+	}
+	return key, known && seq != m.Seq
+}
+
+// pendingFor finds the pending fact that a message of the journal settles.
+func (n *Node) pendingFor(m JournalMessage, f Fact, learned bool) *pending {
+	if m.MsgID != "" {
+		if p := n.pending.byKey[messageKey(m.Subject, m.MsgID)]; p != nil {
+			return p
+		}
+		if !nodeMade(m.Subject, m.MsgID) {
+			return nil
+		}
+	}
+	if !learned {
+		return nil
+	}
+	p := n.pending.oldestBare(m.Subject, bareContent(f, m.Payload))
+	if p == nil || n.ready {
+		return p
+	}
+	// In the first replay a bare message may be as old as the journal, and only look like the one that came by the
+	// fast path just now.
+	n.coverBy(p, f.Seq, coverGuess, &f)
+	return nil
+}
+
+// coverOthers marks the pending facts of the subject which this message may have replaced in the journal.
+func (n *Node) coverOthers(f Fact, settled *pending) {
+	for _, p := range n.pending.bySubject[f.Subject()] {
+		if p == settled {
+			continue
+		}
+		switch {
+		case p.state == pendingBeaten && f.Seq > p.expect:
+			n.coverBy(p, f.Seq, coverGuess, p.cover.same)
+		case n.ready && (n.load != nil || n.hidden > p.hidden):
+			n.coverBy(p, f.Seq, coverHidden, nil)
+		}
+	}
+}
+
+// refuse counts a message that means nothing, answers it once, and sees to it that the good message it has replaced
+// in the journal is not lost.
+func (n *Node) refuse(now time.Time, m JournalMessage, why error) {
+	v, s, err := ParseSubject(m.Subject)
+	news := m.Seq > n.table.Applied()
+	if err == nil {
+		news = m.Seq > n.table.LastSeq(m.Subject)
+		if n.load == nil {
+			n.table.noteRefused(m.Subject, m.Seq)
+		} else {
+			n.load.table.noteRefused(m.Subject, m.Seq)
+			n.load.refused[strings.Clone(m.Subject)] = m.Seq
+		}
+	}
+	if !news {
+		return
+	}
+	n.stats.Rejected++
+	if n.ready {
+		n.emit(RejectCommand{Subject: strings.Clone(m.Subject), Payload: slices.Clone(m.Payload[:min(len(m.Payload), MaxPayloadBytes)]), Why: why.Error()})
+	}
+	if err == nil && n.load == nil {
+		n.healFrom(now, n.table, v, s, m.Subject, m.Seq)
+	}
+}
+
+// healFrom begins to heal a subject if from holds a good message of it.
+func (n *Node) healFrom(now time.Time, from *Table, v Verb, s Scope, subject string, garbage uint64) {
+	if good, ok := from.fact(v, s); ok && good.Subject() == subject && good.Seq < garbage {
+		n.beginHeal(now, good, garbage)
+	}
+}
+
+func (n *Node) journalPresence(now time.Time, m JournalMessage) {
+	p, err := DecodePresence(m.Subject, m.Payload)
+	if err != nil {
+		if m.Seq > n.table.Applied() {
+			n.stats.Rejected++
+			if n.ready {
+				n.emit(RejectCommand{Subject: strings.Clone(m.Subject), Payload: slices.Clone(m.Payload[:min(len(m.Payload), MaxPayloadBytes)]), Why: err.Error()})
+			}
+		}
+		return
+	}
+	p.Heard = now
+	if n.following() {
+		n.members.live(now, p)
+	} else {
+		n.members.replayed(now, p, m.Stored)
+	}
+	n.emit(PresenceCommand{p})
+}
+
+// finishLoad puts the loaded table in the place of the present one.
+func (n *Node) finishLoad(now time.Time) {
+	l := n.load
+	recreated := n.ready && l.table.Applied() < n.table.Applied()
+	if recreated {
+		n.epoch++
+	} else {
+		n.keepReplaced(now, l)
+	}
+	n.table.replace(l.table, recreated, n.epoch, now)
+	for key := range l.heldKeys {
+		n.table.DropProvisional(key)
+	}
+	n.members.settle(now, l.lastStored)
+	n.load = nil
+	n.quiet = true
+	for _, p := range n.pending.byKey {
+		// What was promised was promised by the journal before.
+		if p.state == pendingStored || p.state == pendingBeaten {
+			p.state = pendingWaiting
+			n.timers.set(&p.timer, p, now.Add(n.cfg.StoreAfter))
+		}
+	}
+	if !n.ready {
+		n.becomeReady(l.held)
+	}
+}
+
+// keepReplaced carries good messages over that garbage has replaced in the journal since the present table read
+// them.
+func (n *Node) keepReplaced(now time.Time, l *loading) {
+	for subject, garbage := range l.refused {
+		v, s, err := ParseSubject(subject)
+		if err != nil {
+			continue
+		}
+		if good, ok := n.table.fact(v, s); ok && good.Subject() == subject && good.Seq < garbage {
+			l.table.Merge(good)
+			n.beginHeal(now, good, garbage)
+		}
+	}
+}
+
+// becomeReady admits logins, and makes up for the orders of facts that came by the fast path meanwhile: there is
+// nothing to cut, but their publishers wait for a receipt.
+func (n *Node) becomeReady(held []Order) {
+	n.ready = true
+	n.emit(ReadyCommand{})
+	for _, o := range held {
+		n.emit(CutCommand{o})
+	}
+	waiting := make([]*pending, 0, len(n.pending.byKey))
+	for _, p := range n.pending.byKey {
+		waiting = append(waiting, p)
+	}
+	slices.SortFunc(waiting, func(a, b *pending) int {
+		if c := a.receivedAt.Compare(b.receivedAt); c != 0 {
+			return c
+		}
+		return strings.Compare(a.key, b.key)
+	})
+	for _, p := range waiting {
+		n.emitProvisional(p)
+	}
+}

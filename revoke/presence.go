@@ -1,0 +1,103 @@
+package revoke
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+const (
+	maxPresenceBytes = 64 << 10
+	// defaultLease stands in for a heartbeat that names no lease, and maxLease bounds what a forged one can make a
+	// verdict wait for.
+	defaultLease = 20 * time.Second
+	maxLease     = 10 * time.Minute
+	// goneLeases is after how many leases of silence a boot is gone: listed, not waited for.
+	goneLeases = 10
+	// forgetAfter is after how much silence a boot is no longer listed.
+	forgetAfter = 24 * time.Hour
+	maxMembers  = 4096
+)
+
+// States of a node, as Presence.State tells them.
+const (
+	StateStarting = "starting"
+	StateServing  = "serving"
+	StateDraining = "draining"
+	StateLeft     = "left"
+)
+
+// Presence is a node's heartbeat, the payload of pgedge.node.<id>.<boot>.
+type Presence struct {
+	V         int       `json:"v"`
+	Node      string    `json:"node"`
+	Boot      string    `json:"boot"`
+	N         uint64    `json:"n"` // number of this heartbeat in this boot
+	Version   string    `json:"version"`
+	At        time.Time `json:"at"`
+	LeaseMS   int64     `json:"lease_ms"`
+	OnStale   string    `json:"on_stale"` // freeze|drop|serve
+	Applied   uint64    `json:"applied"`
+	TableHash string    `json:"table_hash"`
+	Stream    string    `json:"stream"` // stream identity: name, domain, creation time
+	Sessions  int       `json:"sessions"`
+	Unsettled int       `json:"unsettled"`
+	State     string    `json:"state"` // serving|starting|draining|left
+	Rejected  uint64    `json:"rejected"`
+	// Heard is when this process last heard of the boot, by its own clock; it does not travel.
+	Heard time.Time `json:"-"`
+}
+
+// Lease is LeaseMS as a duration, within sane bounds.
+func (p Presence) Lease() time.Duration {
+	if p.LeaseMS <= 0 {
+		return defaultLease
+	}
+	if p.LeaseMS > maxLease.Milliseconds() {
+		return maxLease
+	}
+	return time.Duration(p.LeaseMS) * time.Millisecond
+}
+
+// Gone says that the boot has been silent for more than ten leases.
+func (p Presence) Gone(now time.Time) bool { return now.Sub(p.Heard) > goneLeases*p.Lease() }
+
+// Live says that the boot counts: it has not left and is not gone.
+func (p Presence) Live(now time.Time) bool { return p.State != StateLeft && !p.Gone(now) }
+
+// NodeSubject is where a boot of a node publishes its heartbeats.
+func NodeSubject(node, boot string) string { return subjectPrefix + "node." + node + "." + boot }
+
+// ParseNodeSubject is the inverse of NodeSubject.
+func ParseNodeSubject(subject string) (node, boot string, err error) {
+	rest, ok := strings.CutPrefix(subject, subjectPrefix+"node.")
+	if ok {
+		node, boot, ok = strings.Cut(rest, ".")
+	}
+	if !ok || !ValidNodeID(node) || !ValidID(boot) {
+		return "", "", fmt.Errorf("cannot parse subject %.128q: no node and boot", subject)
+	}
+	return node, boot, nil
+}
+
+// DecodePresence reads a heartbeat. The subject is what NATS permissions vouch for, so a payload that speaks of
+// another node or boot is an error. Heard is left zero.
+func DecodePresence(subject string, payload []byte) (Presence, error) {
+	node, boot, err := ParseNodeSubject(subject)
+	if err != nil {
+		return Presence{}, err
+	}
+	if len(payload) > maxPresenceBytes {
+		return Presence{}, fmt.Errorf("cannot decode heartbeat: %d bytes is longer than %d", len(payload), maxPresenceBytes)
+	}
+	var p Presence
+	if err := json.Unmarshal(payload, &p); err != nil {
+		return Presence{}, fmt.Errorf("cannot decode heartbeat: %w", err)
+	}
+	if p.Node != node || p.Boot != boot {
+		return Presence{}, errors.New("cannot decode heartbeat: its node and boot are not those of its subject")
+	}
+	return p, nil
+}

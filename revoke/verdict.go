@@ -1,0 +1,269 @@
+package revoke
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// FleetVerdict is the coordinator's summary.
+type FleetVerdict struct {
+	Verdict Verdict      `json:"verdict"`
+	Nodes   []NodeStatus `json:"nodes"`
+}
+
+// Verdict is what a revocation's receipts prove together.
+type Verdict string
+
+const (
+	Complete           Verdict = "complete"
+	CompleteFenced     Verdict = "complete_fenced"
+	CompleteUnverified Verdict = "complete_unverified"
+	Incomplete         Verdict = "incomplete"
+)
+
+// NodeStatus is one node's part of a verdict.
+type NodeStatus struct {
+	Node    string  `json:"node"`
+	Boot    string  `json:"boot,omitempty"`
+	Status  string  `json:"status"`   // verified|closed|cut|fenced|silent|gone
+	AfterMS float64 `json:"after_ms"` // since the fact was seen stored; 0 without a receipt
+}
+
+// Statuses of a node in a verdict.
+const (
+	StatusVerified = "verified" // cut, and every backend seen gone
+	StatusClosed   = "closed"   // cut and closed, some backends not (yet) seen gone
+	StatusCut      = "cut"      // cut, not all sessions closed yet
+	StatusFenced   = "fenced"   // certainly stale
+	StatusSilent   = "silent"   // nothing heard
+	StatusGone     = "gone"     // silent for more than ten leases already when the fact was stored; not waited for
+)
+
+// ExitCode is the exit code of the commands that wait for a verdict.
+func (v Verdict) ExitCode() int {
+	switch v {
+	case Complete:
+		return 0
+	case CompleteFenced, CompleteUnverified:
+		return 3
+	case Incomplete:
+	}
+	return 4
+}
+
+// verdictSlack is what a verdict waits beyond the lease and the verification, for messages on their way.
+const verdictSlack = 2 * time.Second
+
+// Coordinator turns the receipts of one revocation into a verdict. It is fed by one goroutine; all times are the
+// local clock's and carry its monotonic reading.
+//
+// The boots that count are the live ones that the caller knew when it saw the fact stored. A boot that came later
+// has replayed the fact before it served anybody. Without any live boot the verdict is incomplete: nothing was
+// proven, and a mistaken NATS address looks just the same.
+type Coordinator struct {
+	revocation    string
+	seq           uint64
+	storedAt      time.Time
+	verifyTimeout time.Duration
+	longestLease  time.Duration
+	// verb and scope are known once Covers or a first receipt has told them.
+	verb  string
+	scope string
+	boots map[bootKey]*bootVerdict
+}
+
+type bootKey struct{ node, boot string }
+
+type bootVerdict struct {
+	gone bool
+	left bool
+	// starting says that the boot had not served anybody when the fact was stored.
+	starting   bool
+	stage      Stage
+	unverified int
+	afterMS    float64
+}
+
+// NewCoordinator begins to wait for the receipts of a revocation that was seen stored at seq. The members are all
+// boots known at that moment, left and gone ones included (Node.Members).
+func NewCoordinator(revocation string, seq uint64, storedAt time.Time, members []Presence, verifyTimeout time.Duration) *Coordinator {
+	c := &Coordinator{
+		revocation: revocation, seq: seq, storedAt: storedAt, verifyTimeout: verifyTimeout,
+		boots: make(map[bootKey]*bootVerdict),
+	}
+	for _, p := range members {
+		if p.State == StateLeft {
+			continue
+		}
+		b := &bootVerdict{gone: !p.Heard.IsZero() && p.Gone(storedAt), starting: p.State == StateStarting}
+		c.boots[bootKey{p.Node, p.Boot}] = b
+		if !b.gone {
+			c.longestLease = max(c.longestLease, p.Lease())
+		}
+	}
+	return c
+}
+
+// Covers tells the fact's verb and scope, so that the receipt of a newer fact of the same kind counts for a node
+// that never saw this one.
+func (c *Coordinator) Covers(v Verb, s Scope) { c.verb, c.scope = v.String(), s.Token() }
+
+// Deadline is when the verdict is certain whatever happens.
+func (c *Coordinator) Deadline() time.Time {
+	return c.storedAt.Add(c.longestLease + c.verifyTimeout + verdictSlack)
+}
+
+// Receipt takes the summary of a receipt as it arrives and returns the lines that it changes. Pages, receipts of
+// other revocations and stages that have been passed change nothing.
+func (c *Coordinator) Receipt(now time.Time, r Receipt) []NodeStatus {
+	if r.Page != 0 || !c.proves(r) || stageRank(r.Stage) == 0 {
+		return nil
+	}
+	if c.verb == "" {
+		c.verb, c.scope = r.Verb, r.Scope
+	}
+	key := bootKey{r.Node, r.Boot}
+	b := c.boots[key]
+	if b == nil {
+		// A boot that answers has to be waited for, known or not.
+		if len(c.boots) >= maxMembers {
+			return nil
+		}
+		b = &bootVerdict{}
+		c.boots[key] = b
+	}
+	before := b.status()
+	b.gone = false
+	if stageRank(r.Stage) < stageRank(b.stage) {
+		return nil
+	}
+	b.unverified = max(r.Unverified, 0)
+	if stageRank(r.Stage) > stageRank(b.stage) {
+		b.stage, b.afterMS = r.Stage, c.afterMS(now)
+	}
+	return c.changed(key, b, before)
+}
+
+// proves says whether a receipt is about the fact, or about a newer one that stands for it.
+func (c *Coordinator) proves(r Receipt) bool {
+	own := r.Revocation == c.revocation || r.Revocation == SeqID(c.revocation, c.seq)
+	newer := r.Seq >= c.seq || r.SupersededBy >= c.seq && r.SupersededBy > 0
+	if own {
+		return newer
+	}
+	return r.Seq > c.seq && c.verb != "" && r.Verb == c.verb && r.Scope == c.scope
+}
+
+// Presence takes a heartbeat and returns the lines that it changes. Boots that were unknown when the fact was stored
+// do not count.
+func (c *Coordinator) Presence(now time.Time, p Presence) []NodeStatus {
+	key := bootKey{p.Node, p.Boot}
+	b := c.boots[key]
+	if b == nil {
+		return nil
+	}
+	before := b.status()
+	if p.State == StateLeft {
+		b.left = true
+		return nil
+	}
+	// A boot that is heard again has to answer after all.
+	b.gone, b.left = false, false
+	c.longestLease = max(c.longestLease, p.Lease())
+	if b.starting && p.Applied >= c.seq && b.stage == "" {
+		// It has replayed the fact before it served anybody, and owes no receipt.
+		b.stage, b.afterMS = StageVerified, c.afterMS(now)
+	}
+	return c.changed(key, b, before)
+}
+
+// Verdict is what has been proven so far. It is certain when nothing to come can make it better: every boot that
+// counts has said its last word, the deadline has passed, or final says that the time is over.
+func (c *Coordinator) Verdict(now time.Time, final bool) (FleetVerdict, bool) {
+	v := FleetVerdict{Nodes: []NodeStatus{}}
+	live, closed, done, verified := 0, 0, 0, 0
+	for key, b := range c.boots {
+		if b.left && b.stage == "" {
+			continue
+		}
+		v.Nodes = append(v.Nodes, c.line(key, b))
+		if b.gone || b.left && b.stage != StageVerified {
+			continue
+		}
+		live++
+		if stageRank(b.stage) >= stageRank(StageClosed) {
+			closed++
+		}
+		if b.stage == StageVerified {
+			done++
+			if b.unverified == 0 {
+				verified++
+			}
+		}
+	}
+	slices.SortFunc(v.Nodes, func(a, b NodeStatus) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Boot, b.Boot)) })
+	over := final || !now.Before(c.Deadline())
+	switch {
+	case live == 0:
+		v.Verdict = Incomplete
+		return v, true
+	case verified == live:
+		v.Verdict = Complete
+		return v, true
+	case done == live:
+		v.Verdict = CompleteUnverified
+		return v, true
+	case closed == live:
+		// More may be seen gone until the time is over.
+		v.Verdict = CompleteUnverified
+		return v, over
+	}
+	v.Verdict = Incomplete
+	return v, over
+}
+
+func (c *Coordinator) afterMS(now time.Time) float64 {
+	return max(0, float64(now.Sub(c.storedAt).Microseconds())/1000)
+}
+
+func (c *Coordinator) line(key bootKey, b *bootVerdict) NodeStatus {
+	return NodeStatus{Node: key.node, Boot: key.boot, Status: b.status(), AfterMS: b.afterMS}
+}
+
+func (c *Coordinator) changed(key bootKey, b *bootVerdict, before string) []NodeStatus {
+	if b.status() == before {
+		return nil
+	}
+	return []NodeStatus{c.line(key, b)}
+}
+
+func (b *bootVerdict) status() string {
+	switch b.stage {
+	case StageCut:
+		return StatusCut
+	case StageClosed:
+		return StatusClosed
+	case StageVerified:
+		if b.unverified > 0 {
+			return StatusClosed
+		}
+		return StatusVerified
+	}
+	if b.gone {
+		return StatusGone
+	}
+	return StatusSilent
+}
+
+func stageRank(s Stage) int {
+	switch s {
+	case StageCut:
+		return 1
+	case StageClosed:
+		return 2
+	case StageVerified:
+		return 3
+	}
+	return 0
+}
