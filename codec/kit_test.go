@@ -155,9 +155,16 @@ func decodeAll(t testing.TB, s stream) []encodable {
 	return messages
 }
 
+// failer is what testing and rapid have in common.
+type failer interface {
+	Helper()
+	Fatal(...any)
+	Fatalf(string, ...any)
+}
+
 // player feeds a Scanner as an engine does: what Scan leaves unread is presented again with what follows.
 type player struct {
-	t       testing.TB
+	t       failer
 	scanner Scanner
 	out     []byte // what was let through
 	seen    Seen

@@ -171,8 +171,10 @@ func (f Fact) Payload() []byte {
 		enc.SetEscapeHTML(false)
 		if err := enc.Encode(p); err != nil {
 			// Only an instant beyond the years that JSON knows fails, and only the caller can have made one.
+			if p.At == nil {
+				p.Until = nil
+			}
 			p.At = nil
-			p.Until = nil
 			continue
 		}
 		out := bytes.TrimSuffix(b.Bytes(), []byte("\n"))

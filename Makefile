@@ -1,0 +1,78 @@
+# pgedge. `make help` lists the targets; `make check` is what the build server runs.
+
+GO ?= go
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+# The version is stamped above. The go command's own stamp fails in a checkout that belongs to another user.
+export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
+
+FUZZTIME ?= 10s
+TESTTIMEOUT ?= 7m
+PKG ?= ./...
+TESTFLAGS ?=
+SCENARIO ?= relay
+
+# golangci-lint would compile about 240 modules, minutes on two cores, to run mostly what these three run. staticcheck is
+# pinned in tools/go.mod, which keeps its dependencies out of ours; staticcheck.conf lists its rules with reasons.
+STATICCHECK := $(GO) tool -modfile=tools/go.mod staticcheck
+
+.PHONY: help
+help: ## list the targets
+	@echo "usage: make TARGET"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | while IFS=$$'\t' read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
+
+.PHONY: demo
+demo: ## watch a revoked user's running UPDATE be stopped (needs Postgres; installs it if it may)
+	@tools/need.sh postgres
+	@$(MAKE) --no-print-directory build
+	bin/pgedge demo
+
+.PHONY: test
+test: ## vet and all tests with the race detector, against a real Postgres (PKG=./engine/ TESTFLAGS='-run X -v')
+	@tools/need.sh postgres cc
+	$(GO) vet $(PKG)
+	@race=-race; \
+	if ! tools/race-ok.sh; then race=; echo "test: cgo is off or there is no working C compiler, so the race detector is OFF"; fi; \
+	set -x; $(GO) test $$race -timeout $(TESTTIMEOUT) $(TESTFLAGS) $(PKG)
+
+.PHONY: check
+check: lint test ## what the build server runs: lint and test
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@bad=$$(gofmt -l .); \
+	if [ -n "$$bad" ]; then echo "lint: these files need gofmt:"; echo "$$bad"; exit 1; fi
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+
+.PHONY: build
+build: ## build bin/pgedge
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/pgedge ./cmd/pgedge
+
+.PHONY: run
+run: build ## run a node in front of UPSTREAM=postgres://control:secret@host:5432
+	@if [ -z "$(UPSTREAM)" ]; then echo "run: say which server: make run UPSTREAM=postgres://host:5432" >&2; exit 2; fi
+	bin/pgedge serve --upstream '$(UPSTREAM)'
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (10s) each
+	tools/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench-deps
+bench-deps: ## install what the benchmarks compare with: PgBouncer and HAProxy
+	@tools/need.sh postgres pgbouncer haproxy
+
+.PHONY: bench
+bench: ## run one benchmark: SCENARIO=relay
+	@tools/need.sh postgres
+	$(GO) run ./bench $(SCENARIO)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
