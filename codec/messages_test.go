@@ -82,6 +82,7 @@ func TestNegotiateProtocolVersionIsUnderstoodInBothForms(t *testing.T) {
 	for _, body := range []string{
 		"", "\x00\x03\x00\x00\x00\x00\x00", "\x00\x04\x00\x00\x00\x00\x00\x00", "\x00\x03\x00\x00\x00\x00\x00\x01",
 		"\x00\x03\x00\x00\x00\x00\x00\x01a", "\x00\x03\x00\x00\x00\x00\x00\x00a\x00", "\x00\x03\x00\x00\xff\xff\xff\xff",
+		string(AppendNegotiateProtocolVersion(nil, 0, make([]string, MaxProtocolOptions+1))[5:]),
 	} {
 		if minor, unknown, err := ParseNegotiateProtocolVersion([]byte(body)); err == nil {
 			t.Errorf("%q was read as %d %q", body, minor, unknown)

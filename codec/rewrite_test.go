@@ -97,13 +97,19 @@ func TestPIDRewriteHoldsBackTheWholeBeginningOfANotification(t *testing.T) {
 
 func TestANotificationTooShortForAPIDIsNotHeldBack(t *testing.T) {
 	for body := range 4 {
-		s := NewScanner(FromBackend)
-		s.SetPIDRewrite(0, 9)
-		data := AppendMessage(nil, 'A', make([]byte, body))
-		data = AppendReadyForQuery(data, 'I')
-		want := bytes.Clone(data)
-		if n, err := s.Scan(data, &Seen{}); n != len(data) || err != nil || !bytes.Equal(want, data) {
-			t.Errorf("body of %d: %d, %v", body, n, err)
+		for _, next := range [][]byte{nil, AppendReadyForQuery(nil, 'I')} {
+			data := append(AppendMessage(nil, 'A', make([]byte, body)), next...)
+			want := bytes.Clone(data)
+			s := NewScanner(FromBackend)
+			if next != nil {
+				// What stands where the pid would be, the next message included, equals the pid.
+				s.SetPIDRewrite(binary.BigEndian.Uint32(data[5:]), 9)
+			} else {
+				s.SetPIDRewrite(0, 9)
+			}
+			if n, err := s.Scan(data, &Seen{}); n != len(data) || err != nil || !bytes.Equal(want, data) {
+				t.Errorf("body of %d, %d bytes follow: %d, %v", body, len(next), n, err)
+			}
 		}
 	}
 }

@@ -125,7 +125,7 @@ func (s *Scanner) resumeHeader(p []byte, seen *Seen) (n int, err error) {
 	if length-r.least > r.span {
 		return 0, framingError(r, s.typ, length)
 	}
-	s.have, s.length = 0, 0
+	s.have = 0
 	s.begin(r, s.typ, length, seen)
 	return n, nil
 }

@@ -51,7 +51,7 @@ func (l *loop) runCut(batch []*session) {
 			})
 			select {
 			case <-ran:
-			case <-l.eng.done:
+			case <-l.eng.stopping:
 				return
 			}
 		}

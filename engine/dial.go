@@ -9,6 +9,8 @@ import (
 	"net"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"pgedge/codec"
 )
 
@@ -61,6 +63,7 @@ func (u *Upstream) dialHost(ctx context.Context, s *session, host HostPort) (*li
 		raw.Close()
 		return nil, errCut
 	}
+	limitUnsent(raw)
 	w := &wire{s: s, raw: raw}
 	l := &link{wire: w, host: host, remote: raw.RemoteAddr()}
 	if a, ok := raw.LocalAddr().(*net.TCPAddr); ok {
@@ -72,6 +75,22 @@ func (u *Upstream) dialHost(ctx context.Context, s *session, host HostPort) (*li
 		return nil, err
 	}
 	return l, nil
+}
+
+// unsentBytes is how much may wait in the kernel for a slow server: what has been handed over can no longer be cut
+// off by the gate, only with the backend.
+const unsentBytes = 128 << 10
+
+func limitUnsent(c net.Conn) {
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	if rc, err := tc.SyscallConn(); err == nil {
+		rc.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
+		})
+	}
 }
 
 // negotiateTLS asks for TLS as sslmode wants it. Exactly one byte is read before the handshake: anything a

@@ -45,6 +45,22 @@ func (e *Engine) endLogin(s *session, front *wire, lerr *loginError) {
 	e.release(s)
 }
 
+// abandonLogin ends a session whose login goroutine panicked, wherever it had come to.
+func (e *Engine) abandonLogin(s *session, front *wire, lerr *loginError) {
+	s.mu.Lock()
+	state := s.state
+	s.mu.Unlock()
+	switch state {
+	case stLogin:
+		e.endLogin(s, front, lerr)
+	case stEnrolling, stLive, stEnding:
+		s.loop.post(func() { s.enrollFailed(lerr.err) })
+	case stEnded:
+		front.raw.Close()
+		e.release(s)
+	}
+}
+
 // tellClient writes the last word, on a connection whose stream is at a message boundary: a login writes whole
 // messages only. Before the client has proved who it is, it learns no id and no time.
 func (e *Engine) tellClient(s *session, front *wire, lerr *loginError) {
@@ -57,7 +73,11 @@ func (e *Engine) tellClient(s *session, front *wire, lerr *loginError) {
 		return
 	}
 	front.raw.SetDeadline(time.Now().Add(lingerTime))
-	if _, err := front.raw.Write(codec.AppendErrorResponse(nil, *fields)); err != nil {
+	msg := codec.AppendErrorResponse(nil, *fields)
+	if lerr.plain {
+		msg = codec.AppendErrorResponseV2(nil, *fields)
+	}
+	if _, err := front.raw.Write(msg); err != nil {
 		return
 	}
 	closeWrite(front.raw)
@@ -191,6 +211,9 @@ func (s *session) auditEvent(kind string, r Reason) AuditEvent {
 
 // release gives back everything a session counted against. It runs once, when no descriptor is left.
 func (e *Engine) release(s *session) {
+	if !s.released.CompareAndSwap(false, true) {
+		return
+	}
 	if s.link != nil {
 		e.cancels.revoke(s)
 	}

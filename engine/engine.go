@@ -47,7 +47,8 @@ type Engine struct {
 	draining   atomic.Bool
 	logins     sync.WaitGroup
 	background sync.WaitGroup
-	done       chan struct{}
+	done       chan struct{} // closed when the engine stops taking clients
+	stopping   chan struct{} // closed when no session is left and the loops stop
 	stopOnce   sync.Once
 }
 
@@ -85,6 +86,7 @@ func New(cfg Config) (*Engine, error) {
 		loginSlots: make(chan struct{}, cfg.Limits.MaxLogins),
 		cancelling: make(chan struct{}, maxCancelling),
 		done:       make(chan struct{}),
+		stopping:   make(chan struct{}),
 	}
 	e.orders = newOrderBook(e)
 	e.controls = newControlRegistry(e)
@@ -113,7 +115,7 @@ func (e *Engine) Start(ctx context.Context) error {
 	if err := e.startLoops(); err != nil {
 		return err
 	}
-	e.background.Go(func() { e.orders.run(e.done) })
+	e.background.Go(func() { e.orders.run(e.stopping) })
 	e.controls.warm(ctx)
 	for _, addr := range e.cfg.Listen {
 		ln, err := listen(ctx, addr)
@@ -281,11 +283,12 @@ func (e *Engine) Stop(ctx context.Context) error {
 		for e.admitted.Load() > 0 && ctx.Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
+		e.controls.close()
+		close(e.stopping)
+		e.clock.stop()
 		if e.client != nil {
 			err = e.client.Stop()
 		}
-		e.clock.stop()
-		e.controls.close()
 		waitFor(ctx, &e.background)
 	})
 	return err

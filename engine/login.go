@@ -22,6 +22,7 @@ type loginError struct {
 	reason Reason
 	err    error
 	fields *codec.ErrorFields
+	plain  bool // the client reads errors in the form of protocol 2 only
 }
 
 func (e *loginError) Error() string {
@@ -46,7 +47,7 @@ func (e *Engine) login(s *session, conn net.Conn) {
 		if p := recover(); p != nil {
 			e.metrics.bugs.Inc()
 			e.log.Error("bug: panic in a login", "panic", p, "stack", string(debug.Stack()))
-			e.endLogin(s, front, fail(ReasonBug, fmt.Errorf("panic: %v", p)))
+			e.abandonLogin(s, front, fail(ReasonBug, fmt.Errorf("panic: %v", p)))
 		}
 	}()
 	s.hold(conn)
@@ -136,7 +137,9 @@ func readStartup(front *wire, r *bufio.Reader) (*codec.StartupPacket, *loginErro
 		}
 		pkt, err := codec.ParseStartup(body)
 		if err != nil {
-			return nil, startupError(err)
+			lerr := startupError(err)
+			lerr.plain = pkt.PlainErrors()
+			return nil, lerr
 		}
 		again := false
 		switch pkt.Kind {

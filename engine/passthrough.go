@@ -87,9 +87,10 @@ func (p *passthrough) fromBackend(typ byte, body []byte) (done bool, _ *loginErr
 	case 'R':
 		return false, p.authentication(body)
 	case 'E':
-		// Postgres's own refusal, unchanged.
+		// Postgres's own refusal, unchanged, behind whatever it had said before: AuthenticationOk for one that knows
+		// the database only afterwards.
 		f := codec.ParseErrorResponse(body)
-		lerr := p.toClient(codec.AppendMessage(nil, typ, body))
+		lerr := p.toClient(codec.AppendMessage(p.greeting, typ, body))
 		if lerr == nil {
 			lerr = &loginError{reason: ReasonLoginRefused, err: fmt.Errorf("%s %s", f.Code, f.Message), fields: &codec.ErrorFields{}}
 		}

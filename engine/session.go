@@ -67,6 +67,7 @@ type session struct {
 	fact       atomic.Pointer[revoke.Fact] // that closed the gate
 	activity   atomic.Uint32               // see activity.go
 	lastActive atomic.Int64                // ns since engine start of the last change of activity
+	released   atomic.Bool                 // what it counted against has been given back
 	opened     atomic.Int32                // sides that a loop has opened
 
 	// wmu is held during every write of a login. Taking it once after closing the gate proves that no write is
@@ -100,7 +101,7 @@ type session struct {
 	target      *target
 }
 
-// sessionBeganOnLoop is the time a session is measured from.
+// now is the engine's monotonic clock in ns.
 func (s *session) now() int64 { return int64(time.Since(s.eng.epoch)) }
 
 func (s *session) cutNow() bool { return s.gate.Load() != 0 }

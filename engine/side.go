@@ -136,12 +136,14 @@ func (sd *side) drop() {
 	fd := sd.conn.Fd()
 	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	unix.Shutdown(fd, unix.SHUT_WR)
-	sd.close()
+	sd.conn.EventLoop().Close(sd.conn)
 }
 
-// close ends the socket in the ordinary way.
+// close ends the socket in the ordinary way, unless it was cut: then what is buffered must not go out.
 func (sd *side) close() {
-	if sd.conn != nil {
+	if sd.frozen > 0 && sd.phase == phCut {
+		sd.drop()
+	} else if sd.conn != nil {
 		sd.conn.EventLoop().Close(sd.conn)
 	}
 }

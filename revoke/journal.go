@@ -1,6 +1,7 @@
 package revoke
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,7 @@ func (n *Node) beginLoad() {
 	}
 	n.load = fresh
 	n.lastSeq, n.quiet = 0, false
+	n.gaps.ranges = nil
 }
 
 func (n *Node) journalEmpty(now time.Time) {
@@ -57,8 +59,8 @@ func (n *Node) journal(now time.Time, m JournalMessage) {
 			n.lastReload = now
 			n.emit(ReloadCommand{Why: "the journal delivered seq " + strconv.FormatUint(m.Seq, 10) + " after " + strconv.FormatUint(n.lastSeq, 10)})
 		}
-	case n.load == nil && n.lastSeq > 0 && m.Seq > n.lastSeq+1:
-		n.hidden += m.Seq - n.lastSeq - 1
+	case m.Seq > n.lastSeq+1:
+		n.gaps.add(n.lastSeq+1, m.Seq-1, n.load == nil)
 	}
 	n.lastSeq = max(n.lastSeq, m.Seq)
 
@@ -98,7 +100,7 @@ func (n *Node) journalFact(now time.Time, m JournalMessage) {
 	learned := n.learns(f)
 	n.name(now, &f)
 	appliedBefore := n.table.Applied()
-	n.merge(f, learned)
+	again := n.merge(now, f, learned)
 
 	key, known := n.orderKey(now, m, f)
 	p := n.pendingFor(m, f, learned)
@@ -116,6 +118,9 @@ func (n *Node) journalFact(now time.Time, m JournalMessage) {
 		n.coverOthers(f, p)
 	}
 	if f.Verb == VerbReinstate {
+		for _, b := range again {
+			n.cutAgain(now, b)
+		}
 		return
 	}
 	// Sessions may have begun at or after this position without knowing of the fact: the seq alone does not
@@ -161,15 +166,27 @@ func (n *Node) learns(f Fact) bool {
 
 // merge puts a fact where it belongs. While a ready node loads, the present table takes what denies more at once,
 // and what a newer reinstate of the present table would undo is held besides; what allows more waits for the end.
-func (n *Node) merge(f Fact, learned bool) {
+// It returns the blocks that are in force again because of a reinstate that undoes less than the one before.
+func (n *Node) merge(now time.Time, f Fact, learned bool) (again []Fact) {
 	if n.load == nil {
+		_, revoked := n.table.inForce(VerbRevoke, f.Scope, now)
+		_, suspended := n.table.inForce(VerbSuspend, f.Scope, now)
 		n.table.Merge(f)
-		return
+		if f.Verb != VerbReinstate {
+			return nil
+		}
+		if b, ok := n.table.inForce(VerbRevoke, f.Scope, now); ok && !revoked {
+			again = append(again, b)
+		}
+		if b, ok := n.table.inForce(VerbSuspend, f.Scope, now); ok && !suspended {
+			again = append(again, b)
+		}
+		return again
 	}
 	n.load.table.Merge(f)
 	delete(n.load.refused, f.Subject())
 	if !n.ready || !learned || f.Verb == VerbReinstate {
-		return
+		return nil
 	}
 	if f.Verb != VerbKill {
 		key := "load|" + strconv.FormatUint(f.Seq, 10) + "|" + f.Subject()
@@ -177,6 +194,7 @@ func (n *Node) merge(f Fact, learned bool) {
 		n.table.AddProvisional(key, f, f.Until)
 	}
 	n.table.Merge(f)
+	return nil
 }
 
 // orderKey is the key of a fact that the fast path did not announce, and whether it has been used.
@@ -222,9 +240,11 @@ func (n *Node) coverOthers(f Fact, settled *pending) {
 			continue
 		}
 		switch {
+		case p.acked != 0 && p.acked < f.Seq && n.gaps.contains(p.acked):
+			n.coverBy(p, f.Seq, coverCertain, nil)
 		case p.state == pendingBeaten && f.Seq > p.expect:
 			n.coverBy(p, f.Seq, coverGuess, p.cover.same)
-		case n.ready && (n.load != nil || n.hidden > p.hidden):
+		case n.ready && (n.load != nil || n.gaps.count > p.hidden):
 			n.coverBy(p, f.Seq, coverHidden, nil)
 		}
 	}
@@ -292,7 +312,7 @@ func (n *Node) finishLoad(now time.Time) {
 	} else {
 		n.keepReplaced(now, l)
 	}
-	n.table.replace(l.table, recreated, n.epoch, now)
+	news := n.table.replace(l.table, recreated, n.epoch, now)
 	for key := range l.heldKeys {
 		n.table.DropProvisional(key)
 	}
@@ -308,11 +328,29 @@ func (n *Node) finishLoad(now time.Time) {
 	}
 	if !n.ready {
 		n.becomeReady(l.held)
+		return
+	}
+	for _, f := range news {
+		f.Epoch = n.epoch
+		n.cutAgain(now, f)
 	}
 }
 
+// cutAgain cuts for a block that is in force once more, because what had undone it is no longer in the journal or
+// was replaced by something that undoes less. Sessions that began in between have positions beyond its seq. Its
+// receipt stands beside the first one.
+func (n *Node) cutAgain(now time.Time, f Fact) {
+	applied := n.table.Applied()
+	o := Order{Key: fmt.Sprintf("%s|again-%d-%d-%d", f.Subject(), n.stats.Resets, f.Seq, applied), Fact: f, ReceivedAt: now}
+	o.Fact.ID = SeqID(f.ID, applied)
+	o.Fact.Seq = 0
+	n.emit(CutCommand{o})
+	o.Fact.Seq = f.Seq
+	n.emit(CutCommand{o})
+}
+
 // keepReplaced carries good messages over that garbage has replaced in the journal since the present table read
-// them.
+// them, or while the load was on its way.
 func (n *Node) keepReplaced(now time.Time, l *loading) {
 	for subject, garbage := range l.refused {
 		v, s, err := ParseSubject(subject)
@@ -321,8 +359,8 @@ func (n *Node) keepReplaced(now time.Time, l *loading) {
 		}
 		if good, ok := n.table.fact(v, s); ok && good.Subject() == subject && good.Seq < garbage {
 			l.table.Merge(good)
-			n.beginHeal(now, good, garbage)
 		}
+		n.healFrom(now, l.table, v, s, subject, garbage)
 	}
 }
 

@@ -92,10 +92,9 @@ type Node struct {
 	// epoch grows when the journal turns out to be another one; seqs of different epochs do not compare.
 	epoch uint64
 	// lastSeq is the last message of the present consumer, and quiet whether nothing was waiting behind it.
-	lastSeq uint64
-	quiet   bool
-	// hidden counts messages that the journal replaced before they were delivered.
-	hidden     uint64
+	lastSeq    uint64
+	quiet      bool
+	gaps       gaps
 	lastReload time.Time
 
 	pending pendingSet

@@ -44,10 +44,9 @@ type pending struct {
 	receivedAt time.Time
 	state      pendingState
 	expect     uint64 // last sequence expected by the newest store
-	hidden     uint64 // Node.hidden when it came
-	// maybeHidden says that the journal may have replaced the fact before it was delivered.
-	maybeHidden bool
-	cover       cover
+	acked      uint64 // seq of the last acknowledgement that had one
+	hidden     uint64 // gaps.count when it came
+	cover      cover
 }
 
 // cover is a newer message of the same subject that may stand for a pending fact.
@@ -64,7 +63,7 @@ type coverProof uint8
 const (
 	coverGuess   coverProof = iota // the answer to a store says so, or the contents are the same
 	coverHidden                    // messages were replaced before delivery since the fact came, it may be one of them
-	coverCertain                   // hidden messages, and a store acknowledged with one of their seqs
+	coverCertain                   // a store was acknowledged with the seq of a message that was replaced before delivery
 )
 
 // pendingSet finds pending facts by key, by subject in order of arrival, and bare ones by content.
@@ -127,6 +126,10 @@ func bareContent(f Fact, payload []byte) string {
 	return string(sum[:])
 }
 
+// bareKey is under which the bare messages that were given up are remembered, since other nodes may still try to
+// store them.
+func bareKey(subject, bare string) string { return subject + "|" + bare }
+
 // storedPayload is what a node stores for a fact: the payload as it came or, when that is too long, what was
 // kept of it.
 func storedPayload(f Fact, payload []byte) []byte {
@@ -156,14 +159,17 @@ func (n *Node) fast(now time.Time, m FastMessage) {
 		return
 	}
 	f.Epoch = n.epoch
-	p := &pending{subject: strings.Clone(m.Subject), fact: f, receivedAt: now, hidden: n.hidden}
+	p := &pending{subject: strings.Clone(m.Subject), fact: f, receivedAt: now, hidden: n.gaps.count}
 	if m.MsgID != "" {
 		p.msgID, p.key = strings.Clone(m.MsgID), messageKey(m.Subject, m.MsgID)
 		if _, seen := n.seen.get(now, p.key); seen || n.pending.byKey[p.key] != nil {
 			return
 		}
-		if nodeMade(m.Subject, m.MsgID) && n.pending.oldestBare(m.Subject, bareContent(f, m.Payload)) != nil {
-			return
+		if nodeMade(m.Subject, m.MsgID) {
+			bare := bareContent(f, m.Payload)
+			if _, seen := n.seen.get(now, bareKey(m.Subject, bare)); seen || n.pending.oldestBare(m.Subject, bare) != nil {
+				return
+			}
 		}
 	} else {
 		p.bare = bareContent(f, m.Payload)
@@ -215,7 +221,7 @@ func (n *Node) emitProvisional(p *pending) {
 
 // takeCredit says that the journal was faster with this bare message.
 func (n *Node) takeCredit(now time.Time, subject, bare string) bool {
-	key := subject + "|" + bare
+	key := bareKey(subject, bare)
 	owed, ok := n.credits.get(now, key)
 	if !ok {
 		return false
@@ -230,7 +236,7 @@ func (n *Node) takeCredit(now time.Time, subject, bare string) bool {
 }
 
 func (n *Node) giveCredit(now time.Time, subject, bare string) {
-	key := subject + "|" + bare
+	key := bareKey(subject, bare)
 	owed, _ := n.credits.get(now, key)
 	if len(owed) >= creditsPerMessage {
 		owed = owed[1:]
@@ -245,9 +251,15 @@ func (n *Node) settle(p *pending, f Fact) {
 }
 
 // supersede ends a pending fact for which a newer one of its subject stands.
-func (n *Node) supersede(p *pending, by uint64) {
+func (n *Node) supersede(now time.Time, p *pending, by uint64) {
 	n.drop(p)
 	n.stats.Superseded++
+	// Copies of it that are still on their way by the fast path are no news.
+	if p.msgID != "" {
+		n.seen.put(now, p.key, by)
+	} else {
+		n.seen.put(now, bareKey(p.subject, p.bare), by)
+	}
 	n.emitSettled(Order{Key: p.key, Fact: p.fact, Fast: true, ReceivedAt: p.receivedAt, SupersededBy: by})
 }
 

@@ -77,8 +77,9 @@ func (n *Node) pendingDue(now time.Time, p *pending) {
 	case pendingWaiting, pendingStored, pendingBeaten:
 		p.state = pendingWaiting
 	}
-	// Facts of one subject are stored one after the other in the order they came: the store keeps the last.
-	if n.pending.bySubject[p.subject][0] != p || n.flying >= maxFlying {
+	// Facts of one subject are stored one after the other in the order they came: the store keeps the last. One that
+	// is covered waits for resolveCovered.
+	if n.pending.bySubject[p.subject][0] != p || p.cover.seq != 0 || n.flying >= maxFlying {
 		n.timers.set(&p.timer, p, now.Add(n.cfg.StoreRetry))
 		return
 	}
@@ -156,10 +157,11 @@ func (n *Node) pendingStoreResult(now time.Time, p *pending, r StoreResult) {
 	case StoreOK:
 		p.state = pendingStored
 		n.timers.set(&p.timer, p, now.Add(recheckAfter))
+		p.acked = r.Seq
 		if r.Seq > 0 && r.Seq <= last {
 			// The stream had it, and the journal has already delivered a newer one in its place.
 			proof := coverGuess
-			if p.maybeHidden {
+			if n.gaps.contains(r.Seq) {
 				proof = coverCertain
 			}
 			n.coverBy(p, last, proof, nil)
@@ -182,9 +184,6 @@ func (n *Node) coverBy(p *pending, seq uint64, proof coverProof, same *Fact) {
 	if p.cover.seq == 0 {
 		n.pending.covered = append(n.pending.covered, p)
 	}
-	if proof == coverHidden {
-		p.maybeHidden = true
-	}
 	p.cover = cover{seq: seq, proof: proof, same: same}
 }
 
@@ -193,7 +192,7 @@ func (n *Node) coverBy(p *pending, seq uint64, proof coverProof, same *Fact) {
 // nor an answer to a store proves that this is what happened; so a revoke or suspend is only given up while the
 // newer one is in force, at a moment when no later reinstate can be on its way. Otherwise it is stored.
 func (n *Node) resolveCovered(now time.Time) {
-	if !n.following() || !n.quiet || len(n.pending.covered) == 0 {
+	if !n.following() || len(n.pending.covered) == 0 {
 		return
 	}
 	covered := n.pending.covered
@@ -204,6 +203,8 @@ func (n *Node) resolveCovered(now time.Time) {
 		}
 		c := p.cover
 		switch {
+		case !n.quiet && c.proof != coverCertain:
+			n.pending.covered = append(n.pending.covered, p)
 		case !n.stands(now, p, c):
 			p.cover = cover{}
 			if p.state != pendingFlying && p.state != pendingStored {
@@ -213,7 +214,7 @@ func (n *Node) resolveCovered(now time.Time) {
 		case c.same != nil:
 			n.settle(p, *c.same)
 		default:
-			n.supersede(p, c.seq)
+			n.supersede(now, p, c.seq)
 		}
 	}
 }
@@ -224,7 +225,7 @@ func (n *Node) stands(now time.Time, p *pending, c cover) bool {
 	if c.proof == coverCertain || p.fact.Verb == VerbKill {
 		return true
 	}
-	f, ok := n.table.inForce(p.fact.Verb, p.fact.Scope, now)
+	f, ok := n.table.notUndone(p.fact.Verb, p.fact.Scope)
 	if !ok {
 		return p.fact.Verb == VerbSuspend && !now.Before(p.fact.Until)
 	}

@@ -267,6 +267,17 @@ func (t *Table) inForce(v Verb, s Scope, now time.Time) (Fact, bool) {
 	return *f, true
 }
 
+// notUndone is the last revoke or suspend of a scope, be it over or not, if no reinstate has undone it.
+func (t *Table) notUndone(v Verb, s Scope) (Fact, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	r := t.state.rows[s]
+	if r == nil || r.facts[v] == nil || r.facts[v].Seq <= r.upto() {
+		return Fact{}, false
+	}
+	return *r.facts[v], true
+}
+
 // noteRefused remembers that a refused message is the last one on its subject.
 func (t *Table) noteRefused(subject string, seq uint64) {
 	t.mu.Lock()
@@ -276,12 +287,22 @@ func (t *Table) noteRefused(subject string, seq uint64) {
 
 // replace puts a freshly loaded state in the place of the present one; provisional facts stay. When the journal
 // is another one than before, what is blocked now stays blocked until a reinstate that comes after this moment:
-// a reinstate found in the new journal may be a copy of one that the old journal had already outlived.
-func (t *Table) replace(loaded *Table, recreated bool, epoch uint64, now time.Time) {
+// a reinstate found in the new journal may be a copy of one that the old journal had already outlived. It returns
+// the blocks that are in force now and were not before: sessions may have begun in between.
+func (t *Table) replace(loaded *Table, recreated bool, epoch uint64, now time.Time) (news []Fact) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.state
 	t.state = loaded.state
+	for s, r := range t.state.rows {
+		was := old.rows[s]
+		if f := r.revokeInForce(); f != nil && (was == nil || was.revokeInForce() == nil) {
+			news = append(news, *f)
+		}
+		if f := r.suspendInForce(now); f != nil && (was == nil || was.suspendInForce(now) == nil) {
+			news = append(news, *f)
+		}
+	}
 	if !recreated {
 		for s := range t.carried {
 			if was, is := old.rows[s], t.state.rows[s]; is != nil && is.seq(VerbReinstate) > was.seq(VerbReinstate) {
@@ -289,12 +310,12 @@ func (t *Table) replace(loaded *Table, recreated bool, epoch uint64, now time.Ti
 			}
 		}
 		t.applied.Store(max(t.applied.Load(), loaded.applied.Load()))
-		return
+		return news
 	}
 	for s, r := range old.rows {
 		var kept []Fact
 		for _, f := range [...]*Fact{r.revokeInForce(), r.suspendInForce(now)} {
-			if f != nil {
+			if f != nil && !t.state.has(f) {
 				kept = append(kept, *f)
 			}
 		}
@@ -311,6 +332,7 @@ func (t *Table) replace(loaded *Table, recreated bool, epoch uint64, now time.Ti
 		}
 	}
 	t.applied.Store(loaded.applied.Load())
+	return news
 }
 
 // provisionalKeys lists the keys of provisional facts, for assertions.

@@ -57,6 +57,12 @@ func (st *tableState) merge(f Fact) (changed bool) {
 	return true
 }
 
+// has says that the fact is the last one of its scope and verb here as well.
+func (st *tableState) has(f *Fact) bool {
+	r := st.rows[f.Scope]
+	return r != nil && r.facts[f.Verb] != nil && *r.facts[f.Verb] == *f
+}
+
 func (st *tableState) noteRefused(subject string, seq uint64) {
 	if seq > st.lastSeq(subject) {
 		st.odd[subject] = seq

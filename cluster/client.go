@@ -1,0 +1,225 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	defaultDialTimeout   = 5 * time.Second
+	defaultVerifyTimeout = 10 * time.Second
+)
+
+// DialOptions say where the cluster is.
+type DialOptions struct {
+	// URL is one NATS URL or several separated by commas. It wins over StateDir.
+	URL string
+	// CredsFile is a NATS credentials file. Default: none.
+	CredsFile string
+	// StateDir is the state directory of an embedded node on this machine; its nats-url file says where the node is.
+	StateDir string
+	// Timeout bounds the connection and the first look at the streams. Default: 5s.
+	Timeout time.Duration
+	// VerifyTimeout is how long the nodes try to see backends gone, as they are configured. Default: 10s.
+	VerifyTimeout time.Duration
+	// Logger receives what a person would not see otherwise. Default: nothing is logged.
+	Logger *slog.Logger
+}
+
+// Client is the command line's view of a cluster: it publishes facts, proves them stored, and collects evidence. Its
+// methods may be called from several goroutines.
+type Client struct {
+	opts     DialOptions
+	log      *slog.Logger
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	streamID string
+
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	journal  *follower
+	view     *journalView
+	evidence *follower
+	inboxes  *inboxes
+
+	closeOnce sync.Once
+}
+
+// Dial connects to a cluster and begins to follow its journal and its receipts, so that nothing that happens from
+// here on is missed. Errors say what was looked for and what to do.
+func Dial(ctx context.Context, opts DialOptions) (*Client, error) {
+	if opts.Timeout <= 0 {
+		opts.Timeout = defaultDialTimeout
+	}
+	if opts.VerifyTimeout <= 0 {
+		opts.VerifyTimeout = defaultVerifyTimeout
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithTimeout(ctx, opts.Timeout)
+	defer cancel()
+	urls, err := resolveURL(opts)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{opts: opts, log: opts.Logger, view: newJournalView(), inboxes: newInboxes()}
+	if err := c.connect(ctx, urls); err != nil {
+		return nil, err
+	}
+	if err := c.follow(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// resolveURL finds the cluster's address.
+func resolveURL(opts DialOptions) (string, error) {
+	if opts.URL != "" {
+		if err := validateURLs(opts.URL); err != nil {
+			return "", fmt.Errorf("--nats: %w", err)
+		}
+		return opts.URL, nil
+	}
+	if opts.StateDir == "" {
+		return "", errors.New("neither a NATS URL nor a state directory is given: use --nats or --state-dir")
+	}
+	path := filepath.Join(opts.StateDir, natsURLFile)
+	b, err := readSmallFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if pid, held := lockHolder(opts.StateDir); held {
+			return "", fmt.Errorf("process %d uses %s but runs no NATS server of its own: give the address of its NATS with --nats (%s is not there)", pid, opts.StateDir, path)
+		}
+		return "", fmt.Errorf("no node is running here: %s does not exist; start one with pgedge serve, or give --nats", path)
+	case errors.Is(err, fs.ErrPermission):
+		return "", fmt.Errorf("cannot read %s: it belongs to the user that runs the node; run this command as that user, or give --nats", path)
+	case err != nil:
+		return "", fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	urls := strings.TrimSpace(string(b))
+	if err := validateURLs(urls); err != nil {
+		return "", fmt.Errorf("%s is damaged: restart the node, or give --nats", path)
+	}
+	return urls, nil
+}
+
+func (c *Client) connect(ctx context.Context, urls string) error {
+	opts := connOptions("pgedge client", connHooks{
+		disconnected: func(err error) { c.log.Warn("lost the connection to NATS", "error", err) },
+		reconnected:  func() { c.startOver("the connection was lost") },
+		asyncError: func(_ *nats.Subscription, err error) {
+			c.log.Warn("NATS reports an error", "error", err)
+			if errors.Is(err, nats.ErrSlowConsumer) {
+				c.startOver("messages were dropped")
+			}
+		},
+	})
+	if deadline, ok := ctx.Deadline(); ok {
+		opts = append(opts, nats.Timeout(time.Until(deadline)))
+	}
+	if c.opts.CredsFile != "" {
+		opts = append(opts, nats.UserCredentials(c.opts.CredsFile))
+	}
+	c.journal = &follower{
+		stream: journalStream, log: c.log,
+		from:    func() uint64 { return 0 },
+		reset:   c.onJournalStart,
+		message: c.view.onMessage,
+		doubt:   make(chan string, 1),
+	}
+	c.evidence = &follower{
+		stream: receiptStream, log: c.log,
+		from:    c.inboxes.from,
+		reset:   func(followStart) error { return nil },
+		message: c.inboxes.onMessage,
+		doubt:   make(chan string, 1),
+	}
+	c.view.onPresence = c.inboxes.onPresence
+	nc, err := nats.Connect(urls, opts...)
+	if err != nil {
+		return c.explainConnect(urls, err)
+	}
+	c.nc = nc
+	if c.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(followRequestTimeout)); err != nil {
+		nc.Close()
+		return fmt.Errorf("cannot use JetStream: %w", err)
+	}
+	c.journal.js, c.evidence.js = c.js, c.js
+	return nil
+}
+
+// explainConnect tells a node that is not running from a server that does not answer.
+func (c *Client) explainConnect(urls string, err error) error {
+	if c.opts.URL != "" {
+		return fmt.Errorf("cannot connect to NATS at %s: %w", redactURLs(urls), err)
+	}
+	if pid, held := lockHolder(c.opts.StateDir); held {
+		return fmt.Errorf("cannot connect to the node that uses %s (process %d) at %s: %w", c.opts.StateDir, pid, redactURLs(urls), err)
+	}
+	return fmt.Errorf("no node is running here: the one that used %s has ended without removing its nats-url; start one with pgedge serve, or give --nats", c.opts.StateDir)
+}
+
+// follow looks at both streams and starts to follow them.
+func (c *Client) follow(ctx context.Context) error {
+	for _, name := range []string{journalStream, receiptStream} {
+		s, err := c.js.Stream(ctx, name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) ||
+			errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
+			return fmt.Errorf("this NATS carries no pgedge cluster: stream %s does not exist on %s", name, c.nc.ConnectedAddr())
+		}
+		if err != nil {
+			return fmt.Errorf("cannot read stream %s: %w", name, err)
+		}
+		if name == journalStream {
+			c.streamID = streamIdentity(s.CachedInfo(), "")
+		} else {
+			// Receipts of what this client publishes come later than this.
+			c.inboxes.begin(s.CachedInfo().State.LastSeq + 1)
+		}
+	}
+	followCtx, cancel := context.WithCancel(context.Background())
+	c.cancel = cancel
+	c.work.Go(func() { c.journal.run(followCtx) })
+	c.work.Go(func() { c.evidence.run(followCtx) })
+	if err := c.view.wait(ctx); err != nil {
+		return fmt.Errorf("cannot read the journal: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) onJournalStart(start followStart) error {
+	if id := streamIdentity(start.Stream, ""); id != c.streamID {
+		return fmt.Errorf("%w: was %s, is %s", ErrJournalReplaced, c.streamID, id)
+	}
+	c.view.begin(start.Stream.TimeStamp, start.Pending)
+	return nil
+}
+
+func (c *Client) startOver(reason string) {
+	c.journal.restart(reason)
+	c.evidence.restart(reason)
+}
+
+// Close ends the connection. Publications that are being waited for end with an error.
+func (c *Client) Close() {
+	c.closeOnce.Do(func() {
+		if c.cancel != nil {
+			c.cancel()
+		}
+		c.work.Wait()
+		c.nc.Close()
+	})
+}

@@ -1,0 +1,178 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+const (
+	embeddedStartTimeout = 10 * time.Second
+	embeddedMaxConns     = 1024
+	embeddedMaxMemory    = 64 << 20
+	// embeddedMaxStore is above any disk: what bounds the journal is its own compaction, and what bounds the
+	// receipts is receiptMaxBytes. A limit derived from the free space would shrink with it and refuse revocations.
+	embeddedMaxStore = 1 << 40
+)
+
+// embeddedServer is the NATS server in the process: JetStream on disk, synced on every write, and a loopback listener
+// behind a token for the command line and other tools.
+type embeddedServer struct {
+	srv      *server.Server
+	logger   *serverLogger
+	stateDir string
+	token    string
+	url      string // nats://TOKEN@host:port
+	js       server.JetStreamConfig
+}
+
+func startEmbedded(cfg Config, stateDir string) (*embeddedServer, error) {
+	return startEmbeddedWithToken(cfg, stateDir, newToken())
+}
+
+func startEmbeddedWithToken(cfg Config, stateDir, token string) (*embeddedServer, error) {
+	host, portText, err := net.SplitHostPort(cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("cannot parse cluster.listen: %w", err)
+	}
+	port, err := net.LookupPort("tcp", portText)
+	if err != nil {
+		return nil, fmt.Errorf("cannot parse cluster.listen: %w", err)
+	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	srv, err := server.NewServer(&server.Options{
+		ServerName:             cfg.Node,
+		Host:                   host,
+		Port:                   port,
+		Authorization:          token,
+		MaxConn:                embeddedMaxConns,
+		JetStream:              true,
+		StoreDir:               stateDir, // The server makes journalDir in it.
+		JetStreamMaxMemory:     embeddedMaxMemory,
+		JetStreamMaxStore:      embeddedMaxStore,
+		SyncAlways:             true,
+		NoSigs:                 true,
+		NoLog:                  true, // The logger below takes its place.
+		DisableJetStreamBanner: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot set up embedded NATS server: %w", err)
+	}
+	logger := &serverLogger{log: cfg.Logger}
+	srv.SetLoggerV2(logger, false, false, false)
+	srv.Start()
+	e := &embeddedServer{srv: srv, logger: logger, stateDir: stateDir, token: token}
+	if !srv.ReadyForConnections(embeddedStartTimeout) {
+		e.stop()
+		return nil, fmt.Errorf("cannot start embedded NATS server on %s%s", cfg.Listen, logger.because())
+	}
+	if !srv.JetStreamEnabled() {
+		e.stop()
+		return nil, fmt.Errorf("cannot open the journal in %s%s", stateDir, logger.because())
+	}
+	e.js = *srv.JetStreamConfig()
+	addr, ok := srv.Addr().(*net.TCPAddr)
+	if !ok {
+		e.stop()
+		return nil, fmt.Errorf("cannot read the address of the embedded NATS server: got %v", srv.Addr())
+	}
+	e.url = (&url.URL{
+		Scheme: "nats",
+		User:   url.User(token),
+		Host:   net.JoinHostPort(addr.IP.String(), strconv.Itoa(addr.Port)),
+	}).String()
+	return e, nil
+}
+
+// revive closes the journal and opens it again. After a write error, a full disk for one, the store refuses every
+// further write until it has been opened anew, even when there is room again.
+func (e *embeddedServer) revive() error {
+	if err := e.srv.ShutdownJetStream(); err != nil {
+		return fmt.Errorf("cannot close the journal: %w", err)
+	}
+	cfg := e.js
+	cfg.StoreDir = e.stateDir // EnableJetStream appends journalDir again.
+	if err := e.srv.EnableJetStream(&cfg); err != nil {
+		return fmt.Errorf("cannot open the journal: %w", err)
+	}
+	return nil
+}
+
+// stop ends the server and returns when its files are closed.
+func (e *embeddedServer) stop() {
+	e.srv.Shutdown()
+	e.srv.WaitForShutdown()
+}
+
+// repeatEvery is how often the server's log may say the same thing; a full disk makes it say so for every message.
+const repeatEvery = 10 * time.Second
+
+// serverLogger passes the server's warnings and errors on to slog; the rest is noise in a proxy's log.
+type serverLogger struct {
+	log *slog.Logger
+
+	mu     sync.Mutex
+	last   string
+	saidAt time.Time
+	// lastError is the server's latest error, and failedAt when it came.
+	lastError string
+	failedAt  time.Time
+}
+
+func (l *serverLogger) Noticef(string, ...any) {}
+func (l *serverLogger) Debugf(string, ...any)  {}
+func (l *serverLogger) Tracef(string, ...any)  {}
+
+func (l *serverLogger) Warnf(format string, v ...any) {
+	l.say(slog.LevelWarn, fmt.Sprintf(format, v...))
+}
+
+func (l *serverLogger) Errorf(format string, v ...any) {
+	l.say(slog.LevelError, fmt.Sprintf(format, v...))
+}
+
+// Fatalf must not end the process: the caller of startEmbedded sees that the server is not ready.
+func (l *serverLogger) Fatalf(format string, v ...any) { l.Errorf(format, v...) }
+
+func (l *serverLogger) say(level slog.Level, text string) {
+	now := time.Now()
+	l.mu.Lock()
+	if level == slog.LevelError {
+		l.lastError, l.failedAt = text, now
+	}
+	repeated := text == l.last && now.Sub(l.saidAt) < repeatEvery
+	if !repeated {
+		l.last, l.saidAt = text, now
+	}
+	l.mu.Unlock()
+	if !repeated {
+		l.log.Log(context.Background(), level, "NATS server: "+text)
+	}
+}
+
+// because is the tail of an error message: the last thing the server complained about.
+func (l *serverLogger) because() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lastError == "" {
+		return ""
+	}
+	return ": " + strings.TrimSpace(l.lastError)
+}
+
+// failedSince reports whether the server has logged an error since an instant.
+func (l *serverLogger) failedSince(t time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failedAt.After(t)
+}

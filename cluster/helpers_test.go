@@ -1,0 +1,15 @@
+package cluster
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// logQuantiles prints times; nothing is asserted about them.
+func logQuantiles(t testing.TB, what string, took []time.Duration) {
+	t.Helper()
+	slices.Sort(took)
+	at := func(q float64) time.Duration { return took[int(q*float64(len(took)-1))] }
+	t.Logf("%s: n=%d p50=%s p99=%s max=%s", what, len(took), at(0.5), at(0.99), at(1))
+}

@@ -1,0 +1,229 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go/micro"
+
+	"pgedge/revoke"
+)
+
+// ErrSuperseded is in the error of Fatal when another process has taken over the node's id.
+var ErrSuperseded = errors.New("a younger process has announced itself under this node's id")
+
+// ErrJournalReplaced is in the error of Fatal when the stream is not the one the node has read so far: positions in
+// it mean nothing to this node, and the next run starts from it afresh.
+var ErrJournalReplaced = errors.New("the journal has been replaced by another stream")
+
+// Node is one member of the cluster.
+type Node struct {
+	// Immutable after Start.
+	cfg      Config
+	eng      Engine
+	log      *slog.Logger
+	m        *nodeMetrics
+	dir      *stateDir
+	srv      *embeddedServer // nil with an external NATS
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	streamID string
+	started  time.Time
+	follower *follower
+	receipts *receiptQueue
+	doubt    chan string // the follower's
+	stores   chan revoke.StoreCommand
+	rejects  chan rejection
+	service  micro.Service
+	subs     []*nats.Subscription
+
+	ctx       context.Context // ends when the node stops
+	cancel    context.CancelFunc
+	work      sync.WaitGroup
+	consuming chan struct{} // closed when the journal's consumer is attached for the first time
+	readyC    chan struct{}
+	fatalC    chan struct{}
+	closeOnce sync.Once
+	closeErr  error
+
+	// Guarded by mu, which is held while one event is handled and its commands are carried out. Whoever holds it is
+	// the one actor that owns the state machine.
+	mu       sync.Mutex
+	proto    *revoke.Node
+	lastNow  time.Time
+	tick     *time.Timer
+	replayed bool
+	stopped  bool
+
+	// Any goroutine.
+	table     atomic.Pointer[revoke.Table]
+	pending   atomic.Uint64 // messages of the journal still to come, as of the last one delivered
+	beat      heartbeat
+	state     atomic.Pointer[string]
+	beatNow   chan struct{}
+	isReady   atomic.Bool
+	fatalOnce sync.Once
+	fatalErr  atomic.Pointer[error]
+}
+
+// Table is the table logins are checked against. A reload may put another one in its place: ask each time.
+func (n *Node) Table() *revoke.Table { return n.table.Load() }
+
+// Ready reports whether logins may be admitted, and if not, why.
+func (n *Node) Ready() (bool, string) {
+	switch {
+	case n.FatalErr() != nil:
+		return false, n.FatalErr().Error()
+	case n.State() == revoke.StateDraining:
+		return false, "the node is draining"
+	case n.State() == revoke.StateLeft:
+		return false, "the node has stopped"
+	case n.isReady.Load():
+		return true, ""
+	case !n.hasReplayed():
+		return false, "the journal has not been replayed yet"
+	}
+	return false, "the first heartbeat has not come back from the journal yet"
+}
+
+// ReadyC is closed when the node has become ready for the first time.
+func (n *Node) ReadyC() <-chan struct{} { return n.readyC }
+
+// FatalC is closed when the process has to end; FatalErr says why.
+func (n *Node) FatalC() <-chan struct{} { return n.fatalC }
+
+// FatalErr is nil until FatalC is closed.
+func (n *Node) FatalErr() error {
+	if p := n.fatalErr.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Boot is the ULID of this run.
+func (n *Node) Boot() string { return n.cfg.Boot }
+
+// URL is where clients reach the cluster: the embedded server with its token, or what was configured.
+func (n *Node) URL() string {
+	if n.srv != nil {
+		return n.srv.url
+	}
+	return n.cfg.NATS
+}
+
+// Metrics is the set that holds the node's metrics.
+func (n *Node) Metrics() *metrics.Set { return n.cfg.Metrics }
+
+// State is what the node announces at present.
+func (n *Node) State() string { return *n.state.Load() }
+
+func (n *Node) setState(state string) { n.state.Store(&state) }
+
+// SetState announces serving or draining, at once.
+func (n *Node) SetState(state string) {
+	n.setState(state)
+	select {
+	case n.beatNow <- struct{}{}:
+	default:
+	}
+}
+
+// PublishReceipt stores a receipt, pages before the summary. It never blocks: receipts wait in a bounded queue where
+// a later stage of the same revocation replaces an earlier one, and are retried until they are stored.
+func (n *Node) PublishReceipt(r revoke.Receipt) { n.receipts.put(r) }
+
+// Close says goodbye: pending receipts are stored and `left` is published as far as ctx allows, then everything
+// stops. The error says what could not be done; everything has stopped in any case.
+func (n *Node) Close(ctx context.Context) error {
+	n.closeOnce.Do(func() { n.closeErr = n.close(ctx) })
+	return n.closeErr
+}
+
+func (n *Node) close(ctx context.Context) error {
+	var problems []error
+	problems = append(problems, n.dir.removeNATSURL())
+	if err := n.service.Stop(); err != nil {
+		problems = append(problems, fmt.Errorf("cannot stop the query service: %w", err))
+	}
+	if err := n.receipts.drain(ctx); err != nil {
+		problems = append(problems, err)
+	}
+	if err := n.leave(ctx); err != nil {
+		problems = append(problems, err)
+	} else {
+		problems = append(problems, n.dir.forgetBoot())
+	}
+	n.release()
+	return errors.Join(problems...)
+}
+
+// release stops whatever has been started, in the reverse order.
+func (n *Node) release() {
+	n.cancel()
+	n.mu.Lock()
+	n.stopped = true
+	if n.tick != nil {
+		n.tick.Stop()
+	}
+	n.mu.Unlock()
+	n.work.Wait()
+	if n.service != nil {
+		n.service.Stop()
+	}
+	if n.nc != nil {
+		n.nc.Close()
+	}
+	if n.srv != nil {
+		n.srv.stop()
+	}
+	if n.dir != nil {
+		n.dir.close()
+	}
+}
+
+// reload makes the follower start over. It never blocks and may be called before there is a follower.
+func (n *Node) reload(reason string) {
+	select {
+	case n.doubt <- reason:
+	default:
+	}
+}
+
+// die makes the process end. The first reason wins.
+func (n *Node) die(err error) {
+	n.fatalOnce.Do(func() {
+		n.log.Error("this node has to stop", "error", err)
+		n.fatalErr.Store(&err)
+		close(n.fatalC)
+	})
+}
+
+func (n *Node) onDisconnect(err error) {
+	if n.ctx.Err() == nil {
+		n.log.Warn("lost the connection to NATS", "error", err)
+	}
+}
+
+func (n *Node) onReconnect() {
+	n.log.Info("connected to NATS again", "server", n.nc.ConnectedAddr())
+	n.reload("the connection was lost")
+}
+
+func (n *Node) onAsyncError(sub *nats.Subscription, err error) {
+	subject := ""
+	if sub != nil {
+		subject = sub.Subject
+	}
+	n.log.Warn("NATS reports an error", "subject", subject, "error", err)
+	if errors.Is(err, nats.ErrSlowConsumer) {
+		n.reload("messages were dropped")
+	}
+}

@@ -1,0 +1,180 @@
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go/micro"
+
+	"pgedge/revoke"
+)
+
+// Fleet queries are a NATS micro service without a queue group, so that every node answers. An answer is one message
+// or, for long lists, several: each says in its headers who it is from and whether it is the last.
+const (
+	serviceName    = "pgedge"
+	serviceVersion = "1.0.0"
+
+	sessionsSubject = "pgedge.query.sessions"
+	nodesSubject    = "pgedge.query.nodes"
+
+	headerNode = "Pgedge-Node"
+	headerBoot = "Pgedge-Boot"
+	headerPart = "Pgedge-Part" // 1, 2, 3 ...
+	headerLast = "Pgedge-Last" // on the last part: the number of parts
+
+	// maxReplyBytes keeps a reply well below NATS's limit of 1 MiB.
+	maxReplyBytes = 512 << 10
+	// maxQueryBytes bounds a request; a filter is far smaller.
+	maxQueryBytes = 4 << 10
+)
+
+// NodeReport is what a node says about itself when asked.
+type NodeReport struct {
+	Node       string    `json:"node"`
+	Boot       string    `json:"boot"`
+	Version    string    `json:"version"`
+	State      string    `json:"state"`
+	Ready      bool      `json:"ready"`
+	NotReady   string    `json:"not_ready,omitempty"` // why
+	Started    time.Time `json:"started"`
+	Applied    uint64    `json:"applied"`
+	JournalLag uint64    `json:"journal_lag"`
+	Unsettled  int       `json:"unsettled"`
+	Sessions   int       `json:"sessions"`
+	Rejected   uint64    `json:"rejected"`
+	// ReceiptsPending is the number of receipts that are not stored yet.
+	ReceiptsPending int `json:"receipts_pending"`
+	// Unwritable says that the node could not store its last heartbeat.
+	Unwritable bool `json:"unwritable"`
+}
+
+// serveQueries announces the service.
+func (n *Node) serveQueries() error {
+	svc, err := micro.AddService(n.nc, micro.Config{
+		Name:               serviceName,
+		Version:            serviceVersion,
+		Description:        "pgedge node",
+		Metadata:           map[string]string{"node": n.cfg.Node, "boot": n.cfg.Boot, "version": n.cfg.Version},
+		QueueGroupDisabled: true,
+	})
+	if err != nil {
+		return fmt.Errorf("cannot announce the query service: %w", err)
+	}
+	n.service = svc
+	for _, e := range []struct {
+		name, subject string
+		handle        func(micro.Request)
+	}{
+		{"sessions", sessionsSubject, n.answerSessions},
+		{"nodes", nodesSubject, n.answerNodes},
+	} {
+		if err := svc.AddEndpoint(e.name, micro.HandlerFunc(e.handle), micro.WithEndpointSubject(e.subject)); err != nil {
+			return fmt.Errorf("cannot announce the query %s: %w", e.name, err)
+		}
+	}
+	return nil
+}
+
+func (n *Node) answerSessions(req micro.Request) {
+	var filter SessionFilter
+	if len(req.Data()) > maxQueryBytes {
+		n.refuse(req, fmt.Errorf("query of %d bytes is longer than %d", len(req.Data()), maxQueryBytes))
+		return
+	}
+	if len(req.Data()) > 0 {
+		if err := json.Unmarshal(req.Data(), &filter); err != nil {
+			n.refuse(req, fmt.Errorf("cannot decode query: %w", err))
+			return
+		}
+	}
+	var sessions []revoke.SessionInfo
+	if filter.Node == "" || filter.Node == n.cfg.Node {
+		sessions = n.eng.Sessions(filter)
+	}
+	n.answerList(req, sessions)
+}
+
+// answerList sends the sessions as JSON arrays of at most maxReplyBytes each; at least one, possibly empty.
+func (n *Node) answerList(req micro.Request, sessions []revoke.SessionInfo) {
+	var parts [][]byte
+	part := []byte{'['}
+	for _, s := range sessions {
+		b, err := json.Marshal(s)
+		if err != nil || len(b)+2 > maxReplyBytes {
+			n.log.Warn("cannot put a session into an answer", "session", s.ID, "bytes", len(b), "error", err)
+			continue
+		}
+		if len(part)+len(b)+2 > maxReplyBytes {
+			parts = append(parts, append(part, ']'))
+			part = []byte{'['}
+		}
+		if len(part) > 1 {
+			part = append(part, ',')
+		}
+		part = append(part, b...)
+	}
+	parts = append(parts, append(part, ']'))
+	for i, p := range parts {
+		h := n.answerHeaders(i + 1)
+		if i == len(parts)-1 {
+			h[headerLast] = []string{strconv.Itoa(len(parts))}
+		}
+		if err := req.Respond(p, micro.WithHeaders(h)); err != nil {
+			n.log.Warn("cannot answer a query", "error", err)
+			return
+		}
+	}
+}
+
+func (n *Node) answerNodes(req micro.Request) {
+	b, err := json.Marshal(n.report())
+	if err != nil {
+		n.refuse(req, fmt.Errorf("cannot encode report: %w", err))
+		return
+	}
+	h := n.answerHeaders(1)
+	h[headerLast] = []string{"1"}
+	if err := req.Respond(b, micro.WithHeaders(h)); err != nil {
+		n.log.Warn("cannot answer a query", "error", err)
+	}
+}
+
+func (n *Node) answerHeaders(part int) micro.Headers {
+	return micro.Headers{
+		headerNode: []string{n.cfg.Node},
+		headerBoot: []string{n.cfg.Boot},
+		headerPart: []string{strconv.Itoa(part)},
+	}
+}
+
+func (n *Node) refuse(req micro.Request, why error) {
+	h := n.answerHeaders(1)
+	h[headerLast] = []string{"1"}
+	if err := req.Error("400", why.Error(), nil, micro.WithHeaders(h)); err != nil {
+		n.log.Warn("cannot answer a query", "error", err)
+	}
+}
+
+func (n *Node) report() NodeReport {
+	ready, why := n.Ready()
+	stats := n.stats()
+	return NodeReport{
+		Node:            n.cfg.Node,
+		Boot:            n.cfg.Boot,
+		Version:         n.cfg.Version,
+		State:           n.State(),
+		Ready:           ready,
+		NotReady:        why,
+		Started:         n.started,
+		Applied:         n.appliedSeq(),
+		JournalLag:      n.pending.Load(),
+		Unsettled:       stats.Unsettled,
+		Sessions:        n.eng.SessionCount(),
+		Rejected:        stats.Rejected,
+		ReceiptsPending: n.receipts.pending(),
+		Unwritable:      n.m.journalAlarm.Load(),
+	}
+}

@@ -1,0 +1,193 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/oklog/ulid/v2"
+
+	"pgedge/revoke"
+)
+
+// goodbyeTimeout bounds what is published on behalf of a run that has ended.
+const goodbyeTimeout = 2 * time.Second
+
+// Start runs a node. It returns once the node is connected and consumes the journal; ReadyC tells when the journal has
+// been replayed and the first heartbeat has come back. ctx bounds the start only: the node runs until Close.
+//
+// With an external NATS that cannot be reached Start tries until ctx ends. It fails at once when the state directory
+// is taken (*LockedError), the configuration is wrong, or the streams are missing or set up differently.
+func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	nodeCtx, cancel := context.WithCancel(context.Background())
+	n := &Node{
+		cfg:       cfg,
+		eng:       eng,
+		log:       cfg.Logger,
+		started:   time.Now().UTC(),
+		doubt:     make(chan string, 1),
+		stores:    make(chan revoke.StoreCommand, maxQueuedStores),
+		rejects:   make(chan rejection, maxQueuedRejections),
+		ctx:       nodeCtx,
+		cancel:    cancel,
+		consuming: make(chan struct{}),
+		readyC:    make(chan struct{}),
+		fatalC:    make(chan struct{}),
+		beatNow:   make(chan struct{}, 1),
+	}
+	n.setState(revoke.StateStarting)
+	defer func() {
+		if err != nil {
+			n.release()
+		}
+	}()
+
+	if n.dir, err = openStateDir(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	previous, err := n.dir.previousBoot()
+	if err != nil {
+		return nil, err
+	}
+	if n.cfg.Boot == "" {
+		n.cfg.Boot = newBoot(previous)
+	}
+	if err := n.connect(ctx); err != nil {
+		return nil, err
+	}
+	if n.streamID, err = checkStreams(ctx, n.js, cfg.Replicas); err != nil {
+		return nil, err
+	}
+	n.sayGoodbyeFor(ctx, previous)
+	if err := n.dir.recordBoot(bootRecord{Node: n.cfg.Node, Boot: n.cfg.Boot}); err != nil {
+		return nil, err
+	}
+	if err := n.run(ctx); err != nil {
+		return nil, err
+	}
+	if n.srv != nil {
+		if err := n.dir.writeNATSURL(n.srv.url); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// newBoot is a ULID that is younger than the previous run's even when the clock has been set back in between.
+func newBoot(previous *bootRecord) string {
+	id := ulid.Make()
+	if previous == nil {
+		return id.String()
+	}
+	old, err := ulid.ParseStrict(previous.Boot)
+	if err == nil && id.Compare(old) <= 0 {
+		// The entropy stays; only the time moves past the old one's.
+		if err := id.SetTime(old.Time() + 1); err != nil {
+			return ulid.Make().String()
+		}
+	}
+	return id.String()
+}
+
+// connect starts the embedded server if there is one, and connects to it or to the external one.
+func (n *Node) connect(ctx context.Context) error {
+	opts := connOptions("pgedge node "+n.cfg.Node, connHooks{
+		disconnected: n.onDisconnect,
+		reconnected:  n.onReconnect,
+		asyncError:   n.onAsyncError,
+	})
+	var err error
+	if n.cfg.NATS == Embedded {
+		if n.srv, err = startEmbedded(n.cfg, n.dir.path); err != nil {
+			return err
+		}
+		opts = append(opts, nats.InProcessServer(n.srv.srv), nats.Token(n.srv.token))
+		if n.nc, err = nats.Connect("", opts...); err != nil {
+			return fmt.Errorf("cannot connect to embedded NATS server: %w", err)
+		}
+	} else {
+		if n.cfg.CredsFile != "" {
+			opts = append(opts, nats.UserCredentials(n.cfg.CredsFile))
+		}
+		if n.nc, err = connectPatiently(ctx, n.cfg.NATS, opts, n.log); err != nil {
+			return err
+		}
+	}
+	if n.js, err = jetstream.New(n.nc, jetstream.WithDefaultTimeout(followRequestTimeout)); err != nil {
+		return fmt.Errorf("cannot use JetStream: %w", err)
+	}
+	if n.srv != nil {
+		return createStreams(ctx, n.js)
+	}
+	return nil
+}
+
+// sayGoodbyeFor publishes `left` for the run that held the state directory before and was killed. Holding the lock
+// proves that it is gone, so that nobody has to wait for its lease to end. If that fails they wait, and no more.
+func (n *Node) sayGoodbyeFor(ctx context.Context, previous *bootRecord) {
+	if previous == nil || previous.Boot == n.cfg.Boot {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, goodbyeTimeout)
+	defer cancel()
+	err := n.publishPresence(ctx, revoke.Presence{V: 1, Node: previous.Node, Boot: previous.Boot, At: time.Now().UTC(), State: revoke.StateLeft})
+	if err != nil {
+		n.log.Warn("cannot announce that the previous run has ended", "boot", previous.Boot, "error", err)
+		return
+	}
+	n.log.Info("announced that the previous run has ended", "boot", previous.Boot)
+}
+
+// run subscribes and starts the node's goroutines.
+func (n *Node) run(ctx context.Context) error {
+	n.proto = revoke.NewNode(revoke.NodeConfig{ID: n.cfg.Node, Boot: n.cfg.Boot})
+	n.table.Store(n.proto.Table())
+	n.tick = time.AfterFunc(time.Hour, n.onTick)
+	n.tick.Stop()
+	n.receipts = newReceiptQueue(n.js, n.log)
+	n.follower = &follower{
+		js: n.js, stream: journalStream, log: n.log,
+		from:    func() uint64 { return 0 },
+		reset:   n.onJournalStart,
+		message: n.onJournalMessage,
+		doubt:   n.doubt,
+	}
+	n.m = newNodeMetrics(n.cfg.Metrics, n)
+	n.receipts.m = n.m
+
+	// The fast path first: what is published from here on is seen by one of the two.
+	for _, subject := range fastSubjects {
+		sub, err := n.nc.Subscribe(subject, n.onFastMessage)
+		if err != nil {
+			return fmt.Errorf("cannot subscribe to %s: %w", subject, err)
+		}
+		n.subs = append(n.subs, sub)
+	}
+	if err := n.nc.FlushTimeout(followRequestTimeout); err != nil {
+		return fmt.Errorf("cannot subscribe to the fast path: %w", err)
+	}
+	for range storeWorkers {
+		n.work.Go(n.storeLoop)
+	}
+	n.work.Go(n.rejectLoop)
+	n.work.Go(func() { n.follower.run(n.ctx) })
+	n.work.Go(n.heartbeatLoop)
+	n.receipts.run(n.ctx, &n.work)
+	if err := n.serveQueries(); err != nil {
+		return err
+	}
+	select {
+	case <-n.consuming:
+		return nil
+	case <-n.fatalC:
+		return n.FatalErr()
+	case <-ctx.Done():
+		return fmt.Errorf("cannot follow the journal: %w", context.Cause(ctx))
+	}
+}

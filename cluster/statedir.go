@@ -1,0 +1,214 @@
+package cluster
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+const (
+	lockFile    = "lock"
+	bootFile    = "boot"
+	natsURLFile = "nats-url"
+	journalDir  = "jetstream" // the name is the NATS server's
+
+	// maxSmallFileBytes bounds what is read from the files of the state directory.
+	maxSmallFileBytes = 4096
+)
+
+// stateDir is a locked state directory. The lock lives as long as the descriptor, so that a process that was
+// killed never leaves one behind; and whoever holds it knows that the process that recorded the last boot is gone.
+type stateDir struct {
+	path string
+	lock *os.File
+}
+
+// bootRecord names the run of the process that owns the directory, or owned it when it ended without a goodbye.
+type bootRecord struct {
+	Node string `json:"node"`
+	Boot string `json:"boot"`
+}
+
+// LockedError says that another process uses the state directory.
+type LockedError struct {
+	Dir string
+	PID int // 0 when the other process has not written it yet
+}
+
+func (e *LockedError) Error() string {
+	if e.PID == 0 {
+		return fmt.Sprintf("state directory %s is in use by another process", e.Dir)
+	}
+	return fmt.Sprintf("state directory %s is in use by process %d", e.Dir, e.PID)
+}
+
+// openStateDir creates the directory if needed and locks it. It fails with *LockedError when it is taken.
+func openStateDir(path string) (*stateDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot create state directory: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open state directory: %w", err)
+	}
+	// Whoever can write here could put another journal or another server's address in place of ours.
+	if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("state directory %s is writable by other users (mode %04o): use a directory of its own", path, info.Mode().Perm())
+	}
+	// The files with secrets are 0600; the journal gets a closed directory even where this one may be read by others.
+	if err := os.MkdirAll(filepath.Join(path, journalDir), 0o700); err != nil {
+		return nil, fmt.Errorf("cannot create journal directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open lock of state directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, &LockedError{Dir: path, PID: readPID(f)}
+		}
+		return nil, fmt.Errorf("cannot lock state directory %s: %w", path, err)
+	}
+	if err := writePID(f); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot write lock of state directory: %w", err)
+	}
+	d := &stateDir{path: path, lock: f}
+	// A leftover of a process that was killed would send the command line to a port that may be somebody else's by now.
+	if err := d.removeNATSURL(); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func readPID(f *os.File) int {
+	b, err := io.ReadAll(io.LimitReader(f, 32))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+func writePID(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
+}
+
+// lockHolder reports the process that holds the lock of a state directory, and whether there is one.
+func lockHolder(path string) (pid int, held bool) {
+	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != nil {
+		return readPID(f), true
+	}
+	return 0, false
+}
+
+// close releases the lock. The lock file stays: removing it would let two processes lock two different files.
+func (d *stateDir) close() error { return d.lock.Close() }
+
+// previousBoot is the run that last owned the directory and did not say goodbye, nil when there is none.
+func (d *stateDir) previousBoot() (*bootRecord, error) {
+	b, err := readSmallFile(filepath.Join(d.path, bootFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read boot record: %w", err)
+	}
+	var rec bootRecord
+	if err := json.Unmarshal(b, &rec); err != nil || !nodeIDPattern.MatchString(rec.Node) || rec.Boot == "" {
+		return nil, fmt.Errorf("cannot read boot record %s: it is damaged; remove it to go on", filepath.Join(d.path, bootFile))
+	}
+	return &rec, nil
+}
+
+func (d *stateDir) recordBoot(rec bootRecord) error {
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("cannot encode boot record: %w", err)
+	}
+	if err := writeFileAtomic(filepath.Join(d.path, bootFile), append(b, '\n')); err != nil {
+		return fmt.Errorf("cannot write boot record: %w", err)
+	}
+	return nil
+}
+
+// forgetBoot is called once the run has said goodbye in the journal.
+func (d *stateDir) forgetBoot() error { return removeIfThere(filepath.Join(d.path, bootFile)) }
+
+func (d *stateDir) writeNATSURL(url string) error {
+	if err := writeFileAtomic(filepath.Join(d.path, natsURLFile), []byte(url+"\n")); err != nil {
+		return fmt.Errorf("cannot write %s: %w", natsURLFile, err)
+	}
+	return nil
+}
+
+func (d *stateDir) removeNATSURL() error { return removeIfThere(filepath.Join(d.path, natsURLFile)) }
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot remove %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+func readSmallFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxSmallFileBytes))
+}
+
+// writeFileAtomic leaves either the old file or the complete new one, mode 0600, also after a crash of the machine.
+func writeFileAtomic(path string, content []byte) error {
+	// CreateTemp makes the file with mode 0600.
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	return nil
+}
+
+// newToken is the secret of the embedded server's listener: 32 random bytes in hex.
+func newToken() string {
+	var b [32]byte
+	rand.Read(b[:]) // crypto/rand.Read never fails: it crashes the process instead.
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,178 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	journalStream = "PGEDGE"
+	receiptStream = "PGEDGE_RECEIPTS"
+
+	nodePrefix      = "pgedge.node."
+	receiptPrefix   = "pgedge.receipt."
+	rejectedSubject = "pgedge.rejected"
+
+	// receiptRetention is thirteen months: a year of evidence is still there when the year's audit looks for it.
+	receiptRetention = 396 * 24 * time.Hour
+	// receiptMaxBytes keeps evidence from filling the disk that the journal needs; the oldest goes first. At one
+	// kilobyte each these are four million receipts.
+	receiptMaxBytes = 4 << 30
+	// duplicateWindow is how long a publisher may retry with the same message id without storing the fact twice.
+	duplicateWindow = 5 * time.Second
+)
+
+// fastSubjects are the verbs that cut before they have a place in the journal.
+var fastSubjects = []string{"pgedge.revoke.>", "pgedge.kill.>", "pgedge.suspend.>"}
+
+// journalConfig is the journal: the last message of each subject is the state, so it compacts itself.
+func journalConfig(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              journalStream,
+		Description:       "pgedge: revocations and presence",
+		Subjects:          append(slices.Clone(fastSubjects), "pgedge.reinstate.>", "pgedge.node.*.*"),
+		Retention:         jetstream.LimitsPolicy,
+		Discard:           jetstream.DiscardOld,
+		MaxConsumers:      -1,
+		MaxMsgs:           -1,
+		MaxBytes:          -1,
+		MaxMsgsPerSubject: 1,
+		Storage:           jetstream.FileStorage,
+		Replicas:          replicas,
+		Duplicates:        duplicateWindow,
+		DenyDelete:        true,
+	}
+}
+
+// receiptConfig is the evidence: one message per revocation, node and page.
+func receiptConfig(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              receiptStream,
+		Description:       "pgedge: receipts",
+		Subjects:          []string{receiptPrefix + ">"},
+		Retention:         jetstream.LimitsPolicy,
+		Discard:           jetstream.DiscardOld,
+		MaxConsumers:      -1,
+		MaxMsgs:           -1,
+		MaxBytes:          receiptMaxBytes,
+		MaxAge:            receiptRetention,
+		MaxMsgsPerSubject: 1,
+		Storage:           jetstream.FileStorage,
+		Replicas:          replicas,
+		Duplicates:        duplicateWindow,
+		DenyDelete:        true,
+	}
+}
+
+// createStreams makes the two streams where they are missing. Only embedded single-node mode calls it: a node that
+// created a journal it does not find could end up with one of its own, cut off from everybody else's revocations.
+func createStreams(ctx context.Context, js jetstream.JetStream) error {
+	for _, want := range []jetstream.StreamConfig{journalConfig(1), receiptConfig(1)} {
+		_, err := js.Stream(ctx, want.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			_, err = js.CreateStream(ctx, want)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot create stream %s: %w", want.Name, err)
+		}
+	}
+	return nil
+}
+
+// checkStreams refuses streams that are missing or would not keep what they are given. It returns the identity of
+// the journal.
+func checkStreams(ctx context.Context, js jetstream.JetStream, replicas int) (streamID string, err error) {
+	for _, want := range []jetstream.StreamConfig{journalConfig(replicas), receiptConfig(replicas)} {
+		s, err := js.Stream(ctx, want.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return "", fmt.Errorf("stream %s does not exist on this NATS: pgedge never creates it there by itself; "+
+				"start one node with an embedded server (cluster.nats: embedded) and use its URL, or have an operator create the stream", want.Name)
+		}
+		if err != nil {
+			return "", fmt.Errorf("cannot read stream %s: %w", want.Name, err)
+		}
+		info := s.CachedInfo()
+		if diff := streamDifferences(info.Config, want); len(diff) > 0 {
+			return "", fmt.Errorf("stream %s is not set up as pgedge needs it: %s", want.Name, strings.Join(diff, "; "))
+		}
+		if want.Name == journalStream {
+			account, err := js.AccountInfo(ctx)
+			if err != nil {
+				return "", fmt.Errorf("cannot read JetStream account: %w", err)
+			}
+			streamID = streamIdentity(info, account.Domain)
+		}
+	}
+	return streamID, nil
+}
+
+// streamIdentity tells one journal from another of the same name: restored, recreated, or in another domain.
+func streamIdentity(info *jetstream.StreamInfo, domain string) string {
+	return fmt.Sprintf("%s@%s/%d", info.Config.Name, domain, info.Created.UnixNano())
+}
+
+// identityInDomain is the identity of a stream seen through the connection that streamID was read on.
+func identityInDomain(streamID string, info *jetstream.StreamInfo) string {
+	_, rest, _ := strings.Cut(streamID, "@")
+	domain, _, _ := strings.Cut(rest, "/")
+	return streamIdentity(info, domain)
+}
+
+// streamDifferences lists what keeps a stream from being used, in the words of the NATS tools. More replicas than
+// asked for are fine, and so are settings that lose nothing.
+func streamDifferences(got, want jetstream.StreamConfig) []string {
+	var diff []string
+	check := func(name string, got, want any) {
+		if got != want {
+			diff = append(diff, fmt.Sprintf("%s is %v, must be %v", name, got, want))
+		}
+	}
+	gotSubjects, wantSubjects := slices.Sorted(slices.Values(got.Subjects)), slices.Sorted(slices.Values(want.Subjects))
+	check("subjects", strings.Join(gotSubjects, ","), strings.Join(wantSubjects, ","))
+	check("retention", got.Retention, want.Retention)
+	check("storage", got.Storage, want.Storage)
+	check("max_msgs_per_subject", got.MaxMsgsPerSubject, want.MaxMsgsPerSubject)
+	check("discard", got.Discard, want.Discard)
+	check("deny_delete", got.DenyDelete, want.DenyDelete)
+	check("duplicate_window", got.Duplicates, want.Duplicates)
+	check("allow_rollup_hdrs", got.AllowRollup, false)
+	check("allow_msg_ttl", got.AllowMsgTTL, false)
+	check("allow_msg_counter", got.AllowMsgCounter, false)
+	check("allow_msg_schedules", got.AllowMsgSchedules, false)
+	check("no_ack", got.NoAck, false)
+	check("sealed", got.Sealed, false)
+	check("mirror", got.Mirror != nil, false)
+	check("sources", len(got.Sources) > 0, false)
+	check("subject_transform", got.SubjectTransform != nil, false)
+	check("persist_mode", got.PersistMode, want.PersistMode)
+	unlimited := func(name string, limit int64) {
+		if limit > 0 {
+			diff = append(diff, fmt.Sprintf("%s is %d, must be unlimited", name, limit))
+		}
+	}
+	unlimited("max_msgs", got.MaxMsgs)
+	unlimited("max_msg_size", int64(got.MaxMsgSize))
+	if want.MaxBytes <= 0 {
+		unlimited("max_bytes", got.MaxBytes)
+	}
+	if got.MaxAge != 0 && (want.MaxAge == 0 || got.MaxAge < want.MaxAge) {
+		diff = append(diff, fmt.Sprintf("max_age is %s, must be %s", got.MaxAge, orUnlimited(want.MaxAge)))
+	}
+	if got.Replicas < want.Replicas {
+		diff = append(diff, fmt.Sprintf("num_replicas is %d, must be at least %d", got.Replicas, want.Replicas))
+	}
+	return diff
+}
+
+func orUnlimited(d time.Duration) string {
+	if d == 0 {
+		return "unlimited"
+	}
+	return "at least " + d.String()
+}

@@ -1,0 +1,158 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+)
+
+// check looks at what no single key can know: keys against each other, and the consequences worth a warning.
+func (l *loader) check() {
+	c := l.cfg
+	if len(c.Databases) == 0 {
+		l.errorf(place{source: l.file, line: boolToLine(l.file)}, "databases", "no database: add databases: {'*': {upstream: postgres://host:5432}} or give --upstream")
+	}
+	if c.Cluster.Lease < 3*c.Cluster.Heartbeat {
+		at, ok := l.placed["cluster.lease"]
+		if !ok {
+			at = l.placed["cluster.heartbeat"]
+		}
+		l.errorf(at, "cluster.lease", "%s is less than three heartbeats of %s", shortDuration(c.Cluster.Lease), shortDuration(c.Cluster.Heartbeat))
+	}
+	if c.Timeouts.SessionMax > 0 && c.Timeouts.IdleSession > c.Timeouts.SessionMax {
+		l.warnf(l.placed["timeouts.idle_session"], "timeouts.idle_session", "is longer than session_max and so never ends a session")
+	}
+	if c.Limits.MaxSessions > 0 && c.Limits.PerPrincipal > c.Limits.MaxSessions {
+		l.warnf(l.placed["limits.per_principal"], "limits.per_principal", "is more than max_sessions and so never refuses a session")
+	}
+	for _, name := range sortedNames(c.Databases) {
+		l.checkDatabase(name, c.Databases[name])
+	}
+	l.checkExposure()
+	if !c.Cluster.Embedded() {
+		l.warnf(l.placed["cluster.nats"], "cluster.nats", "this version serves on while NATS cannot be reached: a revocation published meanwhile is applied when the connection is back")
+		if l.isSet("cluster.listen") {
+			l.warnf(l.placed["cluster.listen"], "cluster.listen", "is the listener of the embedded server and has no effect with cluster.nats set to a URL")
+		}
+	}
+}
+
+func (l *loader) checkDatabase(name string, d Database) {
+	full := "databases." + name
+	if d.Upstream == "" {
+		if _, tried := d.placed["upstream"]; !tried {
+			l.errorf(d.placed[""], full, "has no upstream")
+		}
+		return
+	}
+	if l.src.CheckUpstream != nil {
+		if err := l.src.CheckUpstream(d.Upstream.Reveal()); err != nil {
+			text := strings.ReplaceAll(err.Error(), d.Upstream.Reveal(), RedactURL(d.Upstream.Reveal()))
+			l.errorf(d.placed["upstream"], full+".upstream", "%s", strings.TrimPrefix(text, "upstream: "))
+		}
+	}
+	if d.passwordFile != "" && d.ControlUser == "" {
+		l.errorf(d.placed["control.password_file"], full+".control", "has a password_file but no user")
+	}
+	if !d.HasControl() {
+		l.warnf(d.placed["upstream"], full+".control", "no control role: sessions are cut and closed, but their backends are not seen gone, so no kill is verified (exit code 3)")
+	}
+}
+
+// HasControl reports whether a control role is configured.
+func (d Database) HasControl() bool {
+	if d.ControlUser != "" {
+		return true
+	}
+	user, _, _, ok := splitUserinfo(d.Upstream.Reveal())
+	return ok && user != ""
+}
+
+// checkExposure warns of listeners that others can reach while this version speaks no TLS to clients.
+func (l *loader) checkExposure() {
+	for _, a := range l.cfg.Listen {
+		if !strings.HasPrefix(a, "unix:") && !loopback(a) {
+			l.warnf(l.placed["listen"], "listen", "%s: clients connect without TLS (not supported towards clients in this version), and SCRAM-SHA-256-PLUS is not offered to them: channel_binding=require fails", a)
+			break
+		}
+	}
+	if l.cfg.Admin != "" && !loopback(l.cfg.Admin) {
+		l.warnf(l.placed["admin"], "admin", "%s: health and metrics can be read by everybody who reaches this address", l.cfg.Admin)
+	}
+}
+
+func loopback(hostport string) bool {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// boolToLine points at the first line of a file when there is one.
+func boolToLine(file string) int {
+	if file == "" {
+		return 0
+	}
+	return 1
+}
+
+// Summary writes what the configuration amounts to, without secrets.
+func (c *Config) Summary(w io.Writer) {
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-16s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("node", "%s", c.Node)
+	row("listen", "%s", strings.Join(c.Listen, ", "))
+	row("admin", "%s", orOff(c.Admin))
+	row("state_dir", "%s", c.StateDir)
+	if c.Cluster.Embedded() {
+		row("nats", "embedded, listening on %s", c.Cluster.Listen)
+	} else {
+		for _, u := range c.Cluster.URLs {
+			row("nats", "%s", RedactURL(u.Reveal()))
+		}
+	}
+	for _, name := range sortedNames(c.Databases) {
+		d := c.Databases[name]
+		control := "no control role"
+		if d.ControlUser != "" {
+			control = "control role " + d.ControlUser
+		} else if user, _, _, ok := splitUserinfo(d.Upstream.Reveal()); ok && user != "" {
+			control = "control role " + user
+		}
+		row("database", "%s -> %s (%s)", name, RedactURL(d.Upstream.Reveal()), control)
+	}
+	row("login", "passthrough, %s at most, %d at a time", shortDuration(c.Limits.LoginTimeout), c.Limits.MaxLogins)
+	row("sessions", "%s, per principal %s", orWord(c.Limits.MaxSessions, "as many as descriptors allow"), orWord(c.Limits.PerPrincipal, "no limit"))
+	row("timeouts", "idle %s, idle in transaction %s, session %s, drain %s", orNever(c.Timeouts.IdleSession),
+		orNever(c.Timeouts.IdleInTransaction), orNever(c.Timeouts.SessionMax), shortDuration(c.Timeouts.Drain))
+	row("audit", "%s", orOff(c.Audit.File))
+}
+
+func orOff(s string) string {
+	if s == "" {
+		return "off"
+	}
+	return s
+}
+
+func orNever(d time.Duration) string {
+	if d == 0 {
+		return "never"
+	}
+	return shortDuration(d)
+}
+
+func orWord(n int, word string) string {
+	if n == 0 {
+		return word
+	}
+	return fmt.Sprint(n)
+}

@@ -1,0 +1,109 @@
+// Package config reads pgedge.yaml, the PGEDGE_* environment and the flags of serve into one Config.
+//
+// Flags win over the environment, the environment over the file, the file over the defaults. Everything that is
+// wrong is reported at once, each problem with its place, and a key or value that this version knows of but does
+// not implement is an error: a setting that is silently ignored is a security hole with a delay.
+package config
+
+import (
+	"time"
+)
+
+// Config is what serve runs with. It is complete: every default is filled in.
+type Config struct {
+	// Node is the id of this node in the fleet, [A-Za-z0-9_-]{1,63}. Default: the hostname up to its first dot.
+	Node string
+	// Listen holds host:port and unix:DIRECTORY addresses for Postgres clients. Default: 127.0.0.1:6432.
+	Listen []string
+	// Admin is the host:port of the HTTP listener, "" when it is off. Default: 127.0.0.1:8432.
+	Admin string
+	// StateDir holds the journal of an embedded NATS, nats-url and the lock. Default: DefaultStateDir.
+	StateDir string
+	// Contact is the HINT a revoked user is shown; "" shows none.
+	Contact string
+
+	Limits    Limits
+	Timeouts  Timeouts
+	Databases map[string]Database
+	Cluster   Cluster
+	Audit     Audit
+}
+
+// Limits bound what clients may use up.
+type Limits struct {
+	// MaxSessions is the most sessions at a time; 0 derives it from the descriptor limit.
+	MaxSessions int
+	// MaxLogins is the most logins in progress at a time. Default: 500.
+	MaxLogins int
+	// LoginTimeout is the time from accept to the first ReadyForQuery. Default: 15s.
+	LoginTimeout time.Duration
+	// PerPrincipal is the most sessions of one principal; 0 means no limit.
+	PerPrincipal int
+}
+
+// Timeouts end sessions that last too long; 0 means never.
+type Timeouts struct {
+	IdleSession       time.Duration
+	IdleInTransaction time.Duration
+	SessionMax        time.Duration
+	// Drain is how long a stopping node lets sessions finish what they are doing. Default: 30s.
+	Drain time.Duration
+}
+
+// Database says where the sessions of one database name go.
+type Database struct {
+	// Upstream is a postgres:// URL. Its userinfo, if it has one, is the control role.
+	Upstream Secret
+	// ControlUser and ControlPassword override the userinfo of Upstream; "" when they are not set.
+	ControlUser     string
+	ControlPassword Secret
+	// MaxBackends is the most backends at a time; 0 means no limit.
+	MaxBackends int
+
+	passwordFile string
+	// placed is where each key of this database was set, for problems found later.
+	placed map[string]place
+}
+
+// Cluster says how this node is connected to the journal.
+type Cluster struct {
+	// URLs is empty for an embedded NATS server. They may hold a token.
+	URLs []Secret
+	// Listen is the client listener of the embedded server. Default: 127.0.0.1:0.
+	Listen string
+	// Heartbeat is the interval of presence messages. Default: 1s.
+	Heartbeat time.Duration
+	// Lease is what a heartbeat announces as the longest time this node trusts it. Default: 20s.
+	Lease time.Duration
+	// VerifyTimeout is how long a backend may take to be seen gone before its receipt says timeout. Default: 10s.
+	VerifyTimeout time.Duration
+}
+
+// Audit says where audit records go.
+type Audit struct {
+	// File is a path for JSON lines; "" writes none.
+	File string
+}
+
+// Embedded reports whether this node runs its own NATS server.
+func (c Cluster) Embedded() bool { return len(c.URLs) == 0 }
+
+// Default returns a Config with every default but Node and StateDir, which depend on the machine and are filled
+// in by Load.
+func Default() *Config {
+	return &Config{
+		Listen: []string{"127.0.0.1:6432"},
+		Admin:  "127.0.0.1:8432",
+		Limits: Limits{MaxLogins: 500, LoginTimeout: 15 * time.Second},
+		Timeouts: Timeouts{
+			Drain: 30 * time.Second,
+		},
+		Databases: map[string]Database{},
+		Cluster: Cluster{
+			Listen:        "127.0.0.1:0",
+			Heartbeat:     time.Second,
+			Lease:         20 * time.Second,
+			VerifyTimeout: 10 * time.Second,
+		},
+	}
+}

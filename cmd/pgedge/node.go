@@ -1,0 +1,367 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"pgedge/admin"
+	"pgedge/audit"
+	"pgedge/cluster"
+	"pgedge/cmd/pgedge/config"
+	"pgedge/engine"
+	"pgedge/revoke"
+)
+
+const (
+	// leaveTimeout bounds the goodbye: pending receipts and the last presence.
+	leaveTimeout = 10 * time.Second
+	// stopTimeout bounds what is left after the drain, and everything after a second signal.
+	stopTimeout = 3 * time.Second
+)
+
+// Messages that the demo reads in the log of its nodes.
+const (
+	logAccepting = "accepting Postgres clients"
+	logReady     = "ready"
+)
+
+type serveParams struct {
+	cfg      *config.Config
+	warnings []config.Problem
+	// reload reads the configuration again, from the same sources.
+	reload func() (*config.Config, *config.Report)
+	log    *slog.Logger
+	// ready, when set, is called once the node serves; tests use it.
+	ready func(*runningNode)
+}
+
+// runningNode is a node and its parts, in the order in which they start. They stop in the reverse order, but for
+// admin: a load balancer must be able to read that the node drains.
+type runningNode struct {
+	serveParams
+	metrics *metrics.Set
+	stage   atomic.Pointer[string] // why the node is not ready, before there is a cluster node to ask
+
+	admin *admin.Server
+	trail *audit.Trail
+	late  lateEngine
+	node  atomic.Pointer[cluster.Node]
+	eng   *engine.Engine
+}
+
+// serve runs a node until a signal, the end of ctx, or an error that only a restart can cure.
+func serve(ctx context.Context, p serveParams) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	n := &runningNode{serveParams: p, metrics: metrics.NewSet()}
+	for _, w := range p.warnings {
+		n.log.Warn("configuration", "problem", w.String())
+	}
+
+	startCtx, cancelStart := context.WithCancel(ctx)
+	defer cancelStart()
+	started := make(chan error, 1)
+	go func() { started <- n.start(startCtx) }()
+	for running := false; ; {
+		var fatal <-chan struct{}
+		if node := n.node.Load(); running && node != nil {
+			fatal = node.FatalC()
+		}
+		select {
+		case err := <-started:
+			if err != nil {
+				n.stop(false, nil)
+				return err
+			}
+			running = true
+			if n.ready != nil {
+				n.ready(n)
+			}
+		case s := <-signals:
+			switch {
+			case s == syscall.SIGHUP && running:
+				n.reloadConfig(ctx)
+			case s == syscall.SIGHUP:
+				n.log.Warn("SIGHUP is ignored while the node starts")
+			case !running:
+				cancelStart()
+				<-started
+				n.stop(false, signals)
+				return errors.New("stopped by a signal while starting")
+			default:
+				n.log.Info("stopping", "signal", s.String(), "drain", n.cfg.Timeouts.Drain.String())
+				n.stop(true, signals)
+				return nil
+			}
+		case <-fatal:
+			err := n.node.Load().FatalErr()
+			n.stop(false, signals)
+			return fmt.Errorf("cannot go on: %w", err)
+		case <-ctx.Done():
+			if !running {
+				<-started
+			}
+			n.stop(running, signals)
+			return nil
+		}
+	}
+}
+
+func (n *runningNode) setStage(s string) { n.stage.Store(&s) }
+
+// readiness is what /readyz says.
+func (n *runningNode) readiness() error {
+	if s := *n.stage.Load(); s != "" {
+		return errors.New(s)
+	}
+	if ok, why := n.node.Load().Ready(); !ok {
+		return errors.New(why)
+	}
+	return nil
+}
+
+// start brings everything up in order. Clients are accepted only once the journal has been replayed.
+func (n *runningNode) start(ctx context.Context) error {
+	began := time.Now()
+	cfg := n.cfg
+	n.log.Info("starting", "node", cfg.Node, "version", programVersion(), "state_dir", cfg.StateDir)
+	n.setStage("connecting to the journal")
+	if cfg.Admin != "" {
+		srv := admin.New(admin.Config{Listen: cfg.Admin, Ready: n.readiness, Sets: []*metrics.Set{n.metrics}, Logger: n.log})
+		if err := srv.Start(); err != nil {
+			return err
+		}
+		n.admin = srv
+		n.log.Info("serving health and metrics", "address", srv.Addr().String())
+	}
+	node, err := cluster.Start(ctx, cluster.Config{
+		Node: cfg.Node, Version: programVersion(), StateDir: cfg.StateDir,
+		NATS: natsAddress(cfg.Cluster), Listen: cfg.Cluster.Listen,
+		Heartbeat: cfg.Cluster.Heartbeat, Lease: cfg.Cluster.Lease,
+		Logger: n.log, Metrics: n.metrics,
+	}, &n.late)
+	if err != nil {
+		return err
+	}
+	n.node.Store(node)
+	if err := n.startAudit(node.Boot()); err != nil {
+		return err
+	}
+	if err := n.makeEngine(node); err != nil {
+		return err
+	}
+	n.setStage("")
+	select {
+	case <-node.ReadyC():
+	case <-node.FatalC():
+		return fmt.Errorf("cannot go on: %w", node.FatalErr())
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	n.log.Info("journal replayed", "seq", node.Table().Applied(), "took", time.Since(began).Round(time.Millisecond).String())
+	if err := n.eng.Start(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	node.SetState(revoke.StateServing)
+	for _, a := range n.eng.Addrs() {
+		n.log.Info(logAccepting, "address", a.String())
+	}
+	n.log.Info(logReady, "revoke", n.howToRevoke())
+	return nil
+}
+
+func natsAddress(c config.Cluster) string {
+	if c.Embedded() {
+		return cluster.Embedded
+	}
+	urls := make([]string, len(c.URLs))
+	for i, u := range c.URLs {
+		urls[i] = u.Reveal()
+	}
+	return strings.Join(urls, ",")
+}
+
+func (n *runningNode) startAudit(boot string) error {
+	if n.cfg.Audit.File == "" {
+		return nil
+	}
+	trail, err := audit.Open(audit.Config{Path: n.cfg.Audit.File, Node: n.cfg.Node, Boot: boot, Logger: n.log, Metrics: n.metrics})
+	if err != nil {
+		return err
+	}
+	n.trail = trail
+	return nil
+}
+
+func (n *runningNode) makeEngine(node *cluster.Node) error {
+	cfg, err := engineConfig(n.cfg)
+	if err != nil {
+		return err
+	}
+	cfg.Boot = node.Boot()
+	cfg.Version = programVersion()
+	cfg.Table = node.Table()
+	cfg.Serving = func() error {
+		if ok, why := node.Ready(); !ok {
+			return errors.New(why)
+		}
+		return nil
+	}
+	cfg.OnReceipt = node.PublishReceipt
+	if n.trail != nil {
+		cfg.OnAudit = func(e engine.AuditEvent) { n.trail.Record(auditRecord(e)) }
+	}
+	cfg.Logger = n.log
+	cfg.Metrics = n.metrics
+	eng, err := engine.New(cfg)
+	if err != nil {
+		return err
+	}
+	n.eng = eng
+	if !n.late.attach(eng) {
+		return errors.New("cannot start: more revocations arrived than a starting node can hold; start it again")
+	}
+	return nil
+}
+
+// engineConfig translates the part of the configuration that the engine knows.
+func engineConfig(c *config.Config) (engine.Config, error) {
+	databases := make(map[string]engine.Database, len(c.Databases))
+	for name, d := range c.Databases {
+		up, err := engine.ParseUpstream(d.Upstream.Reveal())
+		if err != nil {
+			return engine.Config{}, fmt.Errorf("databases.%s: %w", name, err)
+		}
+		if d.ControlUser != "" {
+			up.Control = &engine.Credential{User: d.ControlUser, Password: d.ControlPassword.Reveal()}
+		}
+		databases[name] = engine.Database{Upstream: up, MaxBackends: d.MaxBackends}
+	}
+	return engine.Config{
+		Node: c.Node, Listen: c.Listen, Databases: databases,
+		Limits: engineLimits(c), Timeouts: engineTimeouts(c),
+		VerifyTimeout: c.Cluster.VerifyTimeout, Contact: c.Contact,
+	}, nil
+}
+
+func engineLimits(c *config.Config) engine.Limits {
+	return engine.Limits{MaxSessions: c.Limits.MaxSessions, MaxLogins: c.Limits.MaxLogins,
+		LoginTimeout: c.Limits.LoginTimeout, PerPrincipal: c.Limits.PerPrincipal}
+}
+
+func engineTimeouts(c *config.Config) engine.Timeouts {
+	return engine.Timeouts{IdleSession: c.Timeouts.IdleSession, IdleInTransaction: c.Timeouts.IdleInTransaction,
+		SessionMax: c.Timeouts.SessionMax, Drain: c.Timeouts.Drain}
+}
+
+// howToRevoke is the command that reaches this node from this machine.
+func (n *runningNode) howToRevoke() string {
+	if !n.cfg.Cluster.Embedded() {
+		return "pgedge revoke NAME --nats URL"
+	}
+	if d, err := config.DefaultStateDir(); err == nil && d == n.cfg.StateDir {
+		return "pgedge revoke NAME"
+	}
+	return "pgedge revoke NAME --state-dir " + n.cfg.StateDir
+}
+
+// reloadConfig applies what can be applied to a running node. A configuration with an error changes nothing.
+func (n *runningNode) reloadConfig(ctx context.Context) {
+	if n.trail != nil {
+		reopenCtx, cancel := context.WithTimeout(ctx, stopTimeout)
+		if err := n.trail.Reopen(reopenCtx); err != nil {
+			n.log.Error("SIGHUP: audit file stays as it is", "error", err)
+		}
+		cancel()
+	}
+	cfg, report := n.reload()
+	for _, p := range report.Errors {
+		n.log.Error("SIGHUP: configuration", "problem", p.String())
+	}
+	if len(report.Errors) > 0 {
+		n.log.Error("SIGHUP: nothing was changed", "errors", len(report.Errors))
+		return
+	}
+	for _, w := range report.Warnings {
+		n.log.Warn("SIGHUP: configuration", "problem", w.String())
+	}
+	n.eng.Reload(engineLimits(cfg), engineTimeouts(cfg), cfg.Contact)
+	if keys := config.NeedsRestart(n.cfg, cfg); len(keys) > 0 {
+		n.log.Warn("SIGHUP: some changes need a restart", "keys", strings.Join(keys, ", "))
+	}
+	// The rest of n.cfg stays what the process runs with, so that the next reload names the same keys again.
+	n.cfg.Limits.LoginTimeout, n.cfg.Limits.PerPrincipal = cfg.Limits.LoginTimeout, cfg.Limits.PerPrincipal
+	n.cfg.Timeouts, n.cfg.Contact = cfg.Timeouts, cfg.Contact
+	n.log.Info("SIGHUP: limits, timeouts and contact reloaded")
+}
+
+// stop takes everything down. With drain, sessions may finish what they are doing; a second signal cuts that short.
+func (n *runningNode) stop(drain bool, signals <-chan os.Signal) {
+	ctx, hurry := context.WithCancel(context.Background())
+	defer hurry()
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				if s != syscall.SIGHUP {
+					n.log.Warn("stopping at once", "signal", s.String())
+					hurry()
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	bounded := func(limit time.Duration, f func(context.Context)) {
+		c, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		f(c)
+	}
+	node := n.node.Load()
+	if n.eng != nil {
+		if drain {
+			node.SetState(revoke.StateDraining)
+			bounded(n.cfg.Timeouts.Drain, n.eng.Drain)
+		}
+		// Not cut short by a hurry: without it the sockets would be left to the kernel and clients to guess.
+		stopCtx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		if err := n.eng.Stop(stopCtx); err != nil {
+			n.log.Error("cannot stop the engine", "error", err)
+		}
+		cancel()
+	}
+	if node != nil {
+		bounded(leaveTimeout, func(c context.Context) {
+			if err := node.Close(c); err != nil {
+				n.log.Error("cannot leave the cluster cleanly", "error", err)
+			}
+		})
+	}
+	if n.trail != nil {
+		bounded(stopTimeout, func(c context.Context) {
+			if err := n.trail.Close(c); err != nil {
+				n.log.Error("cannot close the audit file", "error", err)
+			}
+		})
+	}
+	if n.admin != nil {
+		bounded(stopTimeout, func(c context.Context) {
+			if err := n.admin.Close(c); err != nil {
+				n.log.Error("cannot stop HTTP", "error", err)
+			}
+		})
+	}
+	n.log.Info("stopped")
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"pgedge/cluster"
+)
+
+func (a *app) nodesCommand() *cobra.Command {
+	var connect connectFlags
+	cmd := &cobra.Command{
+		Use:   "nodes",
+		Short: "List the nodes: version, state, journal position, sessions",
+		Long: `List every node that the journal knows of. A node is live while its heartbeats arrive within its lease, silent
+after that, gone when it has been silent for ten leases, and left when it has said goodbye.`,
+		Example: "  pgedge nodes\n  pgedge nodes -o json",
+		GroupID: groupLook,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := connect.dial(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), queryTimeout)
+			defer cancel()
+			nodes, err := client.Nodes(ctx)
+			if err != nil {
+				return err
+			}
+			return a.printNodes(nodes)
+		},
+	}
+	connect.register(cmd)
+	for _, name := range []string{"drain", "forget"} {
+		cmd.AddCommand(laterCommand(name))
+	}
+	return cmd
+}
+
+func (a *app) printNodes(nodes []cluster.NodeInfo) error {
+	if a.json() {
+		for _, n := range nodes {
+			if err := a.printJSON(n); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t := newTable(a.io.out, "NODE", "STATUS", "STATE", "VERSION", "HEARD", "SEQ", "LAG", "SESSIONS", "UNSETTLED", "REJECTED", "NOTE")
+	for _, n := range nodes {
+		p := n.Presence
+		state, sessions, applied, lag, note := p.State, p.Sessions, p.Applied, "", ""
+		if r := n.Report; r != nil {
+			state, sessions, applied, lag = r.State, r.Sessions, r.Applied, fmt.Sprint(r.JournalLag)
+			switch {
+			case r.Unwritable:
+				note = "cannot write the journal"
+			case r.NotReady != "":
+				note = r.NotReady
+			}
+		} else if n.Status == "live" {
+			note = "did not answer"
+		}
+		t.row(p.Node, n.Status, state, p.Version, age(time.Duration(n.HeardMS)*time.Millisecond), fmt.Sprint(applied), lag,
+			fmt.Sprint(sessions), fmt.Sprint(p.Unsettled), fmt.Sprint(p.Rejected), note)
+	}
+	return t.flush()
+}

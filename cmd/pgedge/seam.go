@@ -1,0 +1,83 @@
+package main
+
+import (
+	"sync"
+
+	"pgedge/audit"
+	"pgedge/cluster"
+	"pgedge/engine"
+	"pgedge/revoke"
+)
+
+// maxEarlyOrders bounds the orders that wait for the engine. It is made within milliseconds of the cluster's start;
+// more than this many facts in that time is not a start but a flood, and the node is better restarted.
+const maxEarlyOrders = 100_000
+
+// lateEngine lets the cluster start before the engine that it gives orders to, since the engine in turn needs the
+// cluster's table. Orders that come in between are kept and carried out in their order.
+type lateEngine struct {
+	mu    sync.Mutex
+	eng   *engine.Engine
+	early []revoke.Order
+	lost  bool
+}
+
+var _ cluster.Engine = (*lateEngine)(nil)
+
+// attach hands over what has come so far. It reports false when orders were lost, and the node must not serve.
+func (l *lateEngine) attach(e *engine.Engine) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, o := range l.early {
+		e.Cut(o)
+	}
+	l.early, l.eng = nil, e
+	return !l.lost
+}
+
+// Cut implements cluster.Engine.
+func (l *lateEngine) Cut(o revoke.Order) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.eng != nil:
+		l.eng.Cut(o)
+	case len(l.early) < maxEarlyOrders:
+		l.early = append(l.early, o)
+	default:
+		l.lost = true
+	}
+}
+
+func (l *lateEngine) engine() *engine.Engine {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.eng
+}
+
+// Sessions implements cluster.Engine.
+func (l *lateEngine) Sessions(f cluster.SessionFilter) []revoke.SessionInfo {
+	e := l.engine()
+	if e == nil {
+		return nil
+	}
+	return e.Sessions(f.Match)
+}
+
+// SessionCount implements cluster.Engine.
+func (l *lateEngine) SessionCount() int {
+	e := l.engine()
+	if e == nil {
+		return 0
+	}
+	return e.SessionCount()
+}
+
+// auditRecord turns the engine's event into a record of the trail.
+func auditRecord(e engine.AuditEvent) audit.Record {
+	return audit.Record{
+		Time: e.Time, Kind: e.Kind, Session: e.Session, Principal: e.Principal, Role: e.Role, Database: e.Database,
+		Client: e.Client, Application: e.Application, Reason: e.Reason, SQLState: e.SQLState, Revocation: e.Revocation,
+		Detail: e.Detail, DurationMS: float64(e.Duration.Microseconds()) / 1000, BytesIn: e.BytesIn, BytesOut: e.BytesOut,
+	}
+}

@@ -1,0 +1,524 @@
+package revoke
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// A small fleet in one goroutine: publishers, a journal that keeps the last message per subject, nodes that get
+// every message by two ways, sessions. rapid draws what happens next.
+
+type storedMsg struct {
+	seq            uint64
+	subject, msgID string
+	payload        string
+	stored         time.Time
+}
+
+type world struct {
+	t        *rapid.T
+	now      time.Time
+	last     uint64
+	bySubj   map[string]storedMsg
+	dedupe   map[string]storedMsg
+	down     bool
+	nodes    []*simNode
+	attempts int
+	garbage  bool
+	// originals are the identified attempts that the journal took from their publishers.
+	originals map[string]bool
+	// mayStore says that nodes may add to the journal what it has already had.
+	mayStore bool
+	// noReinstate leaves reinstates out. With one in the burst that a node missed, and the stream's memory of ids
+	// gone, a node cannot know whether its fact came before or after, and stores it.
+	noReinstate bool
+	stored   []sessionsBefore
+	trace    []string
+}
+
+// sessionsBefore is what a fact that the journal took has to end.
+type sessionsBefore struct {
+	fact     Fact
+	sessions []*simSession
+}
+
+type simSession struct {
+	id      Identity
+	authSeq uint64
+	checked bool
+	dead    bool
+}
+
+type simNode struct {
+	n        *Node
+	fast     []FastMessage
+	pos      uint64
+	sessions []*simSession
+	stores   []StoreCommand
+	reload   bool
+}
+
+func newWorld(t *rapid.T, nodes int) *world {
+	w := &world{t: t, now: t0, bySubj: map[string]storedMsg{}, dedupe: map[string]storedMsg{}, originals: map[string]bool{}}
+	for range nodes {
+		sn := &simNode{}
+		w.nodes = append(w.nodes, sn)
+		w.start(sn)
+	}
+	return w
+}
+
+func (w *world) note(format string, args ...any) {
+	w.trace = append(w.trace, fmt.Sprintf(format, args...))
+}
+
+func (w *world) fatal(format string, args ...any) {
+	w.t.Helper()
+	for _, line := range w.trace {
+		w.t.Log(line)
+	}
+	w.t.Fatalf(format, args...)
+}
+
+func (w *world) start(sn *simNode) {
+	*sn = simNode{n: NewNode(NodeConfig{})}
+	w.event(sn, JournalReset{})
+	if w.last == 0 {
+		w.event(sn, JournalEmpty{})
+	}
+}
+
+// event hands an event to a node and does to its sessions what an engine does.
+func (w *world) event(sn *simNode, ev Event) {
+	wasReady := sn.n.Ready()
+	for _, c := range sn.n.Handle(w.now, ev) {
+		switch c := c.(type) {
+		case CutCommand:
+			if !sn.n.Ready() {
+				w.fatal("a cut before the node is ready: %+v", c)
+			}
+			if c.Order.SupersededBy != 0 {
+				continue
+			}
+			for _, s := range sn.sessions {
+				if c.Order.Fact.Scope.Matches(s.id) && (c.Order.Fact.Seq == 0 || s.authSeq < c.Order.Fact.Seq) {
+					s.dead = true
+				}
+			}
+		case StoreCommand:
+			sn.stores = append(sn.stores, c)
+		case ReloadCommand:
+			sn.reload = true
+		case ReadyCommand:
+			if wasReady {
+				w.fatal("ready twice")
+			}
+		case RejectCommand, PresenceCommand:
+		}
+	}
+	w.check(sn)
+}
+
+// check is G2: no session lives that the table forbids.
+func (w *world) check(sn *simNode) {
+	for _, s := range sn.sessions {
+		if !s.checked || s.dead {
+			continue
+		}
+		if d, denied := sn.n.Table().Check(s.id, s.authSeq, w.now); denied {
+			w.fatal("node %d: a session of %s with authSeq %d lives against %+v", slices.Index(w.nodes, sn), s.id.Principal, s.authSeq, d)
+		}
+	}
+}
+
+// publish is one core publish of a fact: every node's fast subscription gets it, and the journal if it is up.
+func (w *world) publish(subject, msgID, payload string, expect *uint64) (StoreOutcome, uint64) {
+	for _, sn := range w.nodes {
+		sn.fast = append(sn.fast, FastMessage{subject, msgID, []byte(payload)})
+	}
+	if w.down {
+		return StoreFailed, 0
+	}
+	if d, ok := w.dedupe[msgID]; ok && msgID != "" && w.now.Sub(d.stored) < 5*time.Second {
+		return StoreOK, d.seq
+	}
+	if expect != nil && w.bySubj[subject].seq != *expect {
+		return StoreWrongLastSequence, 0
+	}
+	w.last++
+	m := storedMsg{w.last, subject, msgID, payload, w.now}
+	w.bySubj[subject] = m
+	w.dedupe[msgID] = m
+	w.note("  stored as %d", w.last)
+	if f, err := DecodeFact(subject, msgID, []byte(payload)); err == nil && f.Verb != VerbReinstate {
+		b := sessionsBefore{fact: f}
+		for _, sn := range w.nodes {
+			b.sessions = append(b.sessions, sn.sessions...)
+		}
+		w.stored = append(w.stored, b)
+	}
+	return StoreOK, w.last
+}
+
+func (w *world) deliverFast(sn *simNode, i int) {
+	m := sn.fast[i]
+	sn.fast = slices.Delete(sn.fast, i, i+1)
+	w.note("node %d: fast %s %q %q", slices.Index(w.nodes, sn), m.Subject, m.MsgID, m.Payload)
+	w.event(sn, m)
+}
+
+func (w *world) deliverJournal(sn *simNode) bool {
+	if w.down {
+		return false
+	}
+	var next storedMsg
+	pending := uint64(0)
+	for _, m := range w.bySubj {
+		if m.seq <= sn.pos {
+			continue
+		}
+		pending++
+		if next.seq == 0 || m.seq < next.seq {
+			next = m
+		}
+	}
+	if next.seq == 0 {
+		return false
+	}
+	sn.pos = next.seq
+	w.note("node %d: journal %d %s %q %q, pending %d", slices.Index(w.nodes, sn), next.seq, next.subject, next.msgID, next.payload, pending-1)
+	w.event(sn, JournalMessage{next.subject, next.msgID, []byte(next.payload), next.seq, next.stored, pending - 1})
+	return true
+}
+
+func (w *world) answerStores(sn *simNode, lose bool) {
+	for len(sn.stores) > 0 {
+		c := sn.stores[0]
+		sn.stores = sn.stores[1:]
+		before := w.last
+		w.note("node %d: store %s %q expecting %d", slices.Index(w.nodes, sn), c.Subject, c.MsgID, c.ExpectLastSubjectSeq)
+		outcome, seq := w.publish(c.Subject, c.MsgID, string(c.Payload), &c.ExpectLastSubjectSeq)
+		if w.last > before && w.originals[messageKey(c.Subject, c.MsgID)] && !w.mayStore {
+			w.fatal("stored again what the journal had: %+v", c)
+		}
+		if lose {
+			outcome, seq = StoreFailed, 0
+		}
+		w.note("  answer %d seq %d", outcome, seq)
+		w.event(sn, StoreResult{c.Key, outcome, seq})
+	}
+}
+
+func (w *world) advance(d time.Duration) {
+	end := w.now.Add(d)
+	for {
+		next := end
+		for _, sn := range w.nodes {
+			if at := sn.n.NextTick(); !at.IsZero() && at.Before(next) {
+				next = at
+			}
+		}
+		if next.After(w.now) {
+			w.now = next
+		}
+		for _, sn := range w.nodes {
+			w.event(sn, Tick{})
+		}
+		if !w.now.Before(end) {
+			return
+		}
+	}
+}
+
+func (w *world) login(sn *simNode, id Identity) {
+	if sn.n.Ready() {
+		sn.sessions = append(sn.sessions, &simSession{id: id, authSeq: sn.n.Table().Applied()})
+	}
+}
+
+func (w *world) checkLogins(sn *simNode) {
+	for _, s := range sn.sessions {
+		if s.checked || s.dead {
+			continue
+		}
+		s.checked = true
+		if _, denied := sn.n.Table().Check(s.id, s.authSeq, w.now); denied {
+			s.dead = true
+		}
+	}
+}
+
+// quiesce lets everything arrive.
+func (w *world) quiesce() {
+	w.down = false
+	for range 60 {
+		for _, sn := range w.nodes {
+			if sn.reload {
+				sn.reload, sn.pos = false, 0
+				w.event(sn, JournalReset{})
+			}
+			for len(sn.fast) > 0 {
+				w.deliverFast(sn, 0)
+			}
+			for w.deliverJournal(sn) {
+			}
+			w.answerStores(sn, false)
+		}
+		w.advance(500 * time.Millisecond)
+	}
+}
+
+var simIDs = []Identity{NewIdentity("alice", "app", "db", "n-1"), NewIdentity("bob", "app", "db", "n-2")}
+
+func (w *world) converged() {
+	w.quiesce()
+	fresh := &simNode{}
+	w.start(fresh)
+	for w.deliverJournal(fresh) {
+	}
+	for i, sn := range w.nodes {
+		w.checkLogins(sn)
+		if s := sn.n.Stats(); s.Unsettled != 0 || len(sn.n.Table().provisionalKeys()) != 0 || len(sn.n.heals) != 0 || sn.n.flying != 0 {
+			w.fatal("node %d: %+v, %d heals, %d in flight, provisional %q", i, s, len(sn.n.heals), sn.n.flying, sn.n.Table().provisionalKeys())
+		}
+		if !w.garbage && sn.n.Table().Hash() != fresh.n.Table().Hash() {
+			w.fatal("node %d is not what a new node reads", i)
+		}
+		for _, id := range simIDs {
+			_, a := sn.n.Table().Check(id, w.last, w.now)
+			_, b := fresh.n.Table().Check(id, w.last, w.now)
+			if a != b {
+				w.fatal("node %d denies %s: %v, a new node: %v", i, id.Principal, a, b)
+			}
+		}
+	}
+	for _, b := range w.stored {
+		if w.garbage && b.fact.Verb == VerbSuspend {
+			continue // garbage may have replaced it before anybody has read it
+		}
+		for _, s := range b.sessions {
+			if !s.dead && s.checked && b.fact.Scope.Matches(s.id) && slices.ContainsFunc(w.nodes, func(sn *simNode) bool { return slices.Contains(sn.sessions, s) }) {
+				w.fatal("a session of %s from before %+v is alive", s.id.Principal, b.fact)
+			}
+		}
+	}
+}
+
+// act draws one publish.
+func (w *world) act(identified, bare bool) {
+	s := rapid.SampledFrom([]Scope{alice, {ScopePrincipal, "bob"}, {ScopeRole, "app"}}).Draw(w.t, "scope")
+	v := rapid.SampledFrom([]Verb{VerbRevoke, VerbRevoke, VerbKill, VerbSuspend, VerbReinstate}).Draw(w.t, "verb")
+	subject := Subject(v, s)
+	if rapid.IntRange(0, 9).Draw(w.t, "spelling") == 0 && s == alice {
+		subject = "pgedge." + v.String() + ".principal.%61lice"
+	}
+	payload := rapid.SampledFrom([]string{"", `{"reason":"r"}`, `{"id":"T"}`}).Draw(w.t, "payload")
+	switch v {
+	case VerbSuspend:
+		payload = Fact{Until: w.now.Add(time.Duration(rapid.SampledFrom([]int{1, 20, 3600}).Draw(w.t, "until")) * time.Second)}.payloadOf(VerbSuspend)
+	case VerbReinstate:
+		seen := max(w.bySubj[Subject(VerbRevoke, s)].seq, w.bySubj[Subject(VerbSuspend, s)].seq)
+		if w.down || seen == 0 || w.noReinstate {
+			return
+		}
+		payload = Fact{Upto: seen}.payloadOf(VerbReinstate)
+	case VerbKill, VerbRevoke, VerbInvalid:
+	}
+	msgID := ""
+	if identified && (!bare || rapid.Bool().Draw(w.t, "identified")) {
+		w.attempts++
+		msgID = fmt.Sprintf("%s|A%d", subject, w.attempts)
+	}
+	w.note("publish %s %q %q", subject, msgID, payload)
+	outcome, _ := w.publish(subject, msgID, payload, nil)
+	if msgID != "" && outcome == StoreOK {
+		w.originals[messageKey(subject, msgID)] = true
+	}
+	if msgID != "" && outcome == StoreFailed && rapid.Bool().Draw(w.t, "retry") {
+		w.publish(subject, msgID, payload, nil)
+	}
+}
+
+func (f Fact) payloadOf(v Verb) string {
+	f.Verb = v
+	return string(f.Payload())
+}
+
+func (w *world) node() *simNode { return rapid.SampledFrom(w.nodes).Draw(w.t, "node") }
+
+func (w *world) common() map[string]func(*rapid.T) {
+	return map[string]func(*rapid.T){
+		"login": func(t *rapid.T) { w.login(w.node(), rapid.SampledFrom(simIDs).Draw(t, "who")) },
+		"check": func(t *rapid.T) { w.checkLogins(w.node()) },
+		"fast": func(t *rapid.T) {
+			sn := w.node()
+			if len(sn.fast) > 0 {
+				w.deliverFast(sn, rapid.IntRange(0, len(sn.fast)-1).Draw(t, "which"))
+			}
+		},
+		"journal": func(t *rapid.T) { w.deliverJournal(w.node()) },
+	}
+}
+
+// TestNoScheduleLeavesARevokedSessionAlive draws everything that can go wrong short of another stream.
+func TestNoScheduleLeavesARevokedSessionAlive(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, 2)
+		w.mayStore = true
+		actions := w.common()
+		actions["publish"] = func(*rapid.T) { w.act(true, true) }
+		actions["publish again"] = actions["publish"]
+		actions["time"] = func(t *rapid.T) {
+			w.advance(time.Duration(rapid.SampledFrom([]int{1, 300, 1000, 4000}).Draw(t, "ms")) * time.Millisecond)
+		}
+		actions["stores"] = func(t *rapid.T) { w.answerStores(w.node(), rapid.IntRange(0, 4).Draw(t, "lost") == 0) }
+		actions["down"] = func(t *rapid.T) { w.down = rapid.Bool().Draw(t, "down"); w.note("down %v", w.down) }
+		actions["garbage"] = func(t *rapid.T) {
+			w.garbage = true
+			w.note("garbage")
+			w.publish(rapid.SampledFrom([]string{aliceSuspend, "pgedge.suspend.role.app"}).Draw(t, "on"), "", "garbage", nil)
+		}
+		actions["lose fast"] = func(t *rapid.T) {
+			if sn := w.node(); !w.down && len(sn.fast) > 0 {
+				sn.fast = nil
+				w.note("fast path lost")
+			}
+		}
+		actions["reset"] = func(t *rapid.T) {
+			sn := w.node()
+			sn.pos = 0
+			w.note("node %d: reset", slices.Index(w.nodes, sn))
+			w.event(sn, JournalReset{})
+			if w.last == 0 {
+				w.event(sn, JournalEmpty{})
+			}
+		}
+		actions["restart"] = func(t *rapid.T) {
+			sn := w.node()
+			w.note("node %d: restart", slices.Index(w.nodes, sn))
+			w.start(sn)
+		}
+		t.Repeat(actions)
+		w.converged()
+	})
+}
+
+// A node that lags meets only the newest of several facts, and adds nothing to a journal that had them all.
+func TestALaggingNodeStoresNothingThatTheJournalHad(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, 2)
+		w.noReinstate = true
+		actions := w.common()
+		actions["publish"] = func(*rapid.T) { w.act(true, false) }
+		actions["time"] = func(t *rapid.T) {
+			for _, sn := range w.nodes {
+				for len(sn.fast) > 0 {
+					w.deliverFast(sn, 0)
+				}
+			}
+			w.advance(time.Duration(rapid.IntRange(1, 1500).Draw(t, "ms")) * time.Millisecond)
+			for _, sn := range w.nodes {
+				w.answerStores(sn, false)
+			}
+		}
+		t.Repeat(actions)
+		w.converged()
+	})
+}
+
+// While both ways work, in whichever order they deliver, no node stores anything.
+func TestAHealthyFleetStoresNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, 2)
+		drain := func() {
+			for _, sn := range w.nodes {
+				for len(sn.fast) > 0 {
+					w.deliverFast(sn, rapid.IntRange(0, len(sn.fast)-1).Draw(t, "which"))
+				}
+			}
+		}
+		actions := w.common()
+		actions["publish"] = func(t *rapid.T) {
+			w.act(true, true)
+			for _, sn := range w.nodes {
+				if rapid.Bool().Draw(t, "fast first") {
+					for len(sn.fast) > 0 {
+						w.deliverFast(sn, 0)
+					}
+				}
+				for w.deliverJournal(sn) {
+				}
+			}
+		}
+		actions["time"] = func(t *rapid.T) {
+			drain()
+			w.advance(time.Duration(rapid.IntRange(1, 5000).Draw(t, "ms")) * time.Millisecond)
+		}
+		t.Repeat(actions)
+		drain()
+		w.converged()
+		for i, sn := range w.nodes {
+			if s := sn.n.Stats(); s.Stores != 0 {
+				w.fatal("node %d stored %d times", i, s.Stores)
+			}
+		}
+	})
+}
+
+// The stream is emptied or set back while sessions are alive: what the nodes have blocked stays blocked, and what the
+// new stream says is carried out on sessions whose positions belong to the old one.
+func TestAnotherStreamLetsNobodyIn(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, 1)
+		sn := w.nodes[0]
+		for range rapid.IntRange(1, 12).Draw(t, "before") {
+			w.act(true, true)
+			for w.deliverJournal(sn) {
+			}
+			w.login(sn, rapid.SampledFrom(simIDs).Draw(t, "who"))
+			w.checkLogins(sn)
+		}
+		sn.fast = nil
+		// Heartbeats have taken the old stream far.
+		w.event(sn, JournalMessage{"pgedge.other", "", nil, w.last + 100, w.now, 0})
+		blocked := map[Identity]bool{}
+		for _, id := range simIDs {
+			_, blocked[id] = sn.n.Table().Check(id, w.last+100, w.now)
+		}
+		kept := maps.Clone(w.bySubj)
+		maps.DeleteFunc(kept, func(string, storedMsg) bool { return rapid.Bool().Draw(t, "lost") })
+		w.bySubj, w.last, sn.pos, w.stored = kept, 0, 0, nil
+		for _, m := range kept {
+			w.last = max(w.last, m.seq)
+		}
+		w.event(sn, JournalReset{})
+		if w.last == 0 {
+			w.event(sn, JournalEmpty{})
+		}
+		for w.deliverJournal(sn) {
+		}
+		for _, id := range simIDs {
+			if _, denied := sn.n.Table().Check(id, sn.n.Table().Applied(), w.now); blocked[id] && !denied {
+				w.fatal("%s was let in by another stream", id.Principal)
+			}
+		}
+		for range rapid.IntRange(1, 5).Draw(t, "after") {
+			s := alice
+			w.publish(Subject(VerbKill, s), "", "", nil)
+			for w.deliverJournal(sn) {
+			}
+			for _, s := range sn.sessions {
+				if s.id.Principal == "alice" && !s.dead {
+					w.fatal("a session outlived a kill of the new stream")
+				}
+			}
+			w.login(sn, simIDs[0])
+			w.checkLogins(sn)
+		}
+	})
+}
