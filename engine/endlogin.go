@@ -158,7 +158,11 @@ func (s *session) lastWord(r Reason, proven bool) codec.ErrorFields {
 		f.Hint = "Contact " + contact + "."
 	}
 	if fact := s.fact.Load(); fact != nil && proven {
-		f.Detail = "Revocation " + revocationName(fact) + " of " + time.Now().UTC().Format(time.RFC3339) + "."
+		at := fact.At
+		if at.IsZero() { // a bare message carries no time; it is carried out the moment it arrives
+			at = time.Now()
+		}
+		f.Detail = "Revocation " + revocationName(fact) + " of " + at.UTC().Format(time.RFC3339) + "."
 		if r == ReasonSuspended {
 			f.Detail += " Suspended until " + fact.Until.UTC().Format(time.RFC3339) + "."
 		}
