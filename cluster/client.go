@@ -18,6 +18,7 @@ import (
 const (
 	defaultDialTimeout   = 5 * time.Second
 	defaultVerifyTimeout = 10 * time.Second
+	defaultQueryTimeout  = 2 * time.Second
 )
 
 // DialOptions say where the cluster is.
@@ -32,6 +33,8 @@ type DialOptions struct {
 	Timeout time.Duration
 	// VerifyTimeout is how long the nodes try to see backends gone, as they are configured. Default: 10s.
 	VerifyTimeout time.Duration
+	// QueryTimeout is how long nodes have to answer a fleet query. Default: 2s.
+	QueryTimeout time.Duration
 	// Logger receives what a person would not see otherwise. Default: nothing is logged.
 	Logger *slog.Logger
 }
@@ -64,6 +67,9 @@ func Dial(ctx context.Context, opts DialOptions) (*Client, error) {
 	}
 	if opts.VerifyTimeout <= 0 {
 		opts.VerifyTimeout = defaultVerifyTimeout
+	}
+	if opts.QueryTimeout <= 0 {
+		opts.QueryTimeout = defaultQueryTimeout
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)

@@ -15,12 +15,8 @@ import (
 	"pgedge/revoke"
 )
 
-const (
-	// queryTimeout is how long nodes have to answer when ctx allows for more.
-	queryTimeout = 2 * time.Second
-	// maxAnswerParts bounds what one node may answer: at half a mebibyte each, about two million sessions.
-	maxAnswerParts = 1024
-)
+// maxAnswerParts bounds what one node may answer: at half a mebibyte each, about a million sessions.
+const maxAnswerParts = 1024
 
 // NodeInfo is what is known about one boot of a node.
 type NodeInfo struct {
@@ -44,7 +40,7 @@ func (c *Client) State(ctx context.Context) (*revoke.Table, []revoke.Presence, u
 }
 
 // Sessions asks the whole fleet, or filter.Node alone, for its live sessions. missing names the live nodes that did
-// not answer completely before ctx or two seconds ended; the list is then incomplete.
+// not answer completely before ctx or DialOptions.QueryTimeout ended; the list is then incomplete.
 func (c *Client) Sessions(ctx context.Context, filter SessionFilter) (sessions []revoke.SessionInfo, missing []string, err error) {
 	request, err := json.Marshal(filter)
 	if err != nil {
@@ -117,7 +113,7 @@ func (a *nodeAnswer) complete() bool { return a.last > 0 && len(a.parts) == a.la
 
 // ask sends a query to all nodes and gathers answers until every live node, or the one named only, has answered.
 func (c *Client) ask(ctx context.Context, subject string, request []byte, only string) (answers []*nodeAnswer, missing []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.opts.QueryTimeout)
 	defer cancel()
 	if err := c.view.wait(ctx); err != nil {
 		return nil, nil, fmt.Errorf("cannot read the journal: %w", err)

@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long a test waits for what has to happen; it is never the measure of anything.
-const patience = 5 * time.Second
+const patience = 30 * time.Second
 
 // childEnv makes the test binary run a node in the state directory it names, until it is killed.
 const childEnv = "PGEDGE_TEST_CLUSTER_CHILD"

@@ -172,7 +172,7 @@ func (c *Client) store(ctx context.Context, msg *nats.Msg, pub *Publication) err
 				pub.SupersededBy = found.newest
 			}
 			return nil
-		case acked > 0 && found.newest >= acked:
+		case acked > 0 && found.newest > acked:
 			pub.Seq, pub.SupersededBy, pub.SeenAt = acked, found.newest, time.Now()
 			return nil
 		case refused > 0 && found.newest >= refused:

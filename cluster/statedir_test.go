@@ -43,6 +43,10 @@ func TestStateDirectoryIsPrivateAndItsURLWorksForAnyClient(t *testing.T) {
 		t.Errorf("the token has %d characters, want 64", len(token))
 	}
 
+	if !n.srv.srv.JetStreamConfig().SyncAlways {
+		t.Error("the journal is not synced on every write")
+	}
+
 	closeNode(t, n)
 	for _, gone := range []string{"nats-url", "boot"} {
 		if _, err := os.Stat(filepath.Join(cfg.StateDir, gone)); !errors.Is(err, os.ErrNotExist) {

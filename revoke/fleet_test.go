@@ -37,8 +37,8 @@ type world struct {
 	// noReinstate leaves reinstates out. With one in the burst that a node missed, and the stream's memory of ids
 	// gone, a node cannot know whether its fact came before or after, and stores it.
 	noReinstate bool
-	stored   []sessionsBefore
-	trace    []string
+	stored      []sessionsBefore
+	trace       []string
 }
 
 // sessionsBefore is what a fact that the journal took has to end.

@@ -60,7 +60,7 @@ func (n *Node) journal(now time.Time, m JournalMessage) {
 			n.emit(ReloadCommand{Why: "the journal delivered seq " + strconv.FormatUint(m.Seq, 10) + " after " + strconv.FormatUint(n.lastSeq, 10)})
 		}
 	case m.Seq > n.lastSeq+1:
-		n.gaps.add(n.lastSeq+1, m.Seq-1, n.load == nil)
+		n.gaps.add(now, n.lastSeq+1, m.Seq-1)
 	}
 	n.lastSeq = max(n.lastSeq, m.Seq)
 
@@ -244,7 +244,7 @@ func (n *Node) coverOthers(f Fact, settled *pending) {
 			n.coverBy(p, f.Seq, coverCertain, nil)
 		case p.state == pendingBeaten && f.Seq > p.expect:
 			n.coverBy(p, f.Seq, coverGuess, p.cover.same)
-		case n.ready && (n.load != nil || n.gaps.count > p.hidden):
+		case n.ready && (n.load != nil || n.gaps.between(p.known, f.Seq, p.receivedAt.Add(-n.cfg.CreditFor))):
 			n.coverBy(p, f.Seq, coverHidden, nil)
 		}
 	}

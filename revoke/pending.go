@@ -45,7 +45,7 @@ type pending struct {
 	state      pendingState
 	expect     uint64 // last sequence expected by the newest store
 	acked      uint64 // seq of the last acknowledgement that had one
-	hidden     uint64 // gaps.count when it came
+	known      uint64 // last seq of the subject when it came
 	cover      cover
 }
 
@@ -62,7 +62,7 @@ type coverProof uint8
 
 const (
 	coverGuess   coverProof = iota // the answer to a store says so, or the contents are the same
-	coverHidden                    // messages were replaced before delivery since the fact came, it may be one of them
+	coverHidden                    // messages were replaced before delivery about when the fact came, it may be one of them
 	coverCertain                   // a store was acknowledged with the seq of a message that was replaced before delivery
 )
 
@@ -98,6 +98,16 @@ func (ps *pendingSet) remove(p *pending) {
 		return
 	}
 	ps.bySubject[p.subject] = left
+}
+
+// oldestUncovered is the pending fact of a subject that came first, of those for which no newer message may stand.
+func (ps *pendingSet) oldestUncovered(subject string) *pending {
+	for _, p := range ps.bySubject[subject] {
+		if p.cover.seq == 0 {
+			return p
+		}
+	}
+	return nil
 }
 
 // oldestBare is the pending bare message with this content that came first.
@@ -159,7 +169,7 @@ func (n *Node) fast(now time.Time, m FastMessage) {
 		return
 	}
 	f.Epoch = n.epoch
-	p := &pending{subject: strings.Clone(m.Subject), fact: f, receivedAt: now, hidden: n.gaps.count}
+	p := &pending{subject: strings.Clone(m.Subject), fact: f, receivedAt: now, known: n.table.LastSeq(m.Subject)}
 	if m.MsgID != "" {
 		p.msgID, p.key = strings.Clone(m.MsgID), messageKey(m.Subject, m.MsgID)
 		if _, seen := n.seen.get(now, p.key); seen || n.pending.byKey[p.key] != nil {

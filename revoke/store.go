@@ -79,7 +79,7 @@ func (n *Node) pendingDue(now time.Time, p *pending) {
 	}
 	// Facts of one subject are stored one after the other in the order they came: the store keeps the last. One that
 	// is covered waits for resolveCovered.
-	if n.pending.bySubject[p.subject][0] != p || p.cover.seq != 0 || n.flying >= maxFlying {
+	if n.pending.oldestUncovered(p.subject) != p || n.flying >= maxFlying {
 		n.timers.set(&p.timer, p, now.Add(n.cfg.StoreRetry))
 		return
 	}

@@ -1,0 +1,179 @@
+package revoke
+
+import (
+	"testing"
+	"time"
+)
+
+func memberOf(node, state string) Presence {
+	return Presence{Node: node, Boot: "b", State: state, LeaseMS: 20000, Heard: t0}
+}
+
+func stageOf(node string, stage Stage, unverified int) Receipt {
+	return Receipt{Revocation: "R", Seq: 7, Node: node, Boot: "b", Stage: stage, Unverified: unverified, Verb: "revoke", Scope: "principal.alice"}
+}
+
+func coordinator(members ...Presence) *Coordinator {
+	return NewCoordinator("R", 7, t0, members, 10*time.Second)
+}
+
+func wantVerdict(t *testing.T, c *Coordinator, now time.Time, final bool, want Verdict, certain bool) FleetVerdict {
+	t.Helper()
+	v, ok := c.Verdict(now, final)
+	if v.Verdict != want || ok != certain {
+		t.Fatalf("verdict %s, certain %v; want %s, %v: %+v", v.Verdict, ok, want, certain, v.Nodes)
+	}
+	return v
+}
+
+func wantLine(t *testing.T, lines []NodeStatus, node, status string) {
+	t.Helper()
+	if len(lines) != 1 || lines[0].Node != node || lines[0].Status != status {
+		t.Fatalf("lines %+v, want %s %s", lines, node, status)
+	}
+}
+
+func TestAVerdictIsCompleteWhenEveryLiveNodeHasVerified(t *testing.T) {
+	c := coordinator(memberOf("a", StateServing), memberOf("b", StateDraining), memberOf("l", StateLeft))
+	wantVerdict(t, c, t0, false, Incomplete, false)
+	wantLine(t, c.Receipt(t0.Add(time.Millisecond), stageOf("a", StageCut, 0)), "a", StatusCut)
+	wantLine(t, c.Receipt(t0.Add(2*time.Millisecond), stageOf("a", StageVerified, 0)), "a", StatusVerified)
+	if lines := c.Receipt(t0.Add(3*time.Millisecond), stageOf("a", StageClosed, 0)); lines != nil {
+		t.Fatalf("an older stage changed %+v", lines)
+	}
+	wantVerdict(t, c, t0, false, Incomplete, false)
+	wantLine(t, c.Receipt(t0.Add(4*time.Millisecond), stageOf("b", StageVerified, 0)), "b", StatusVerified)
+	v := wantVerdict(t, c, t0, false, Complete, true)
+	if len(v.Nodes) != 2 || v.Nodes[0].AfterMS != 2 || v.Nodes[1].AfterMS != 4 {
+		t.Fatalf("%+v", v.Nodes)
+	}
+}
+
+func TestBackendsNotSeenGoneAreNotVerified(t *testing.T) {
+	c := coordinator(memberOf("a", StateServing), memberOf("b", StateServing))
+	wantLine(t, c.Receipt(t0, stageOf("a", StageVerified, 0)), "a", StatusVerified)
+	wantLine(t, c.Receipt(t0, stageOf("b", StageClosed, 0)), "b", StatusClosed)
+	wantVerdict(t, c, t0, false, CompleteUnverified, false)
+	wantVerdict(t, c, t0, true, CompleteUnverified, true)
+	c.Receipt(t0, stageOf("b", StageVerified, 2))
+	wantVerdict(t, c, t0, false, CompleteUnverified, true)
+	wantLine(t, c.Receipt(t0, stageOf("b", StageVerified, 0)), "b", StatusVerified)
+	wantVerdict(t, c, t0, false, Complete, true)
+}
+
+func TestASilentNodeMakesTheVerdictIncomplete(t *testing.T) {
+	c := coordinator(memberOf("a", StateServing), memberOf("b", StateServing))
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	deadline := t0.Add(32 * time.Second)
+	wantVerdict(t, c, deadline.Add(-1), false, Incomplete, false)
+	v := wantVerdict(t, c, deadline, false, Incomplete, true)
+	if v.Nodes[1].Status != StatusSilent {
+		t.Fatalf("%+v", v.Nodes)
+	}
+	// Cut is not closed.
+	c.Receipt(t0, stageOf("b", StageCut, 0))
+	wantVerdict(t, c, deadline, true, Incomplete, true)
+}
+
+func TestANodeThatLeavesStopsCounting(t *testing.T) {
+	c := coordinator(memberOf("a", StateServing), memberOf("b", StateServing))
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	c.Presence(t0, memberOf("b", StateLeft))
+	wantVerdict(t, c, t0, false, Complete, true)
+	c.Presence(t0, memberOf("a", StateLeft))
+	wantVerdict(t, c, t0, false, Complete, true)
+	c.Presence(t0, memberOf("b", StateServing))
+	wantVerdict(t, c, t0, false, Incomplete, false)
+}
+
+func TestAGoneNodeIsListedAndNotWaitedForUntilItIsHeard(t *testing.T) {
+	gone := memberOf("g", StateServing)
+	gone.Heard = t0.Add(-201 * time.Second)
+	c := coordinator(memberOf("a", StateServing), gone)
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	v := wantVerdict(t, c, t0, false, Complete, true)
+	if len(v.Nodes) != 2 || v.Nodes[1].Status != StatusGone {
+		t.Fatalf("%+v", v.Nodes)
+	}
+	wantLine(t, c.Presence(t0, memberOf("g", StateServing)), "g", StatusSilent)
+	wantVerdict(t, c, t0, false, Incomplete, false)
+}
+
+func TestWithoutALiveNodeNothingIsProven(t *testing.T) {
+	gone := memberOf("g", StateServing)
+	gone.Heard = t0.Add(-time.Hour)
+	for _, c := range []*Coordinator{coordinator(), coordinator(gone), coordinator(memberOf("l", StateLeft))} {
+		wantVerdict(t, c, t0, false, Incomplete, true)
+	}
+}
+
+func TestABootUnknownAtTheTimeDoesNotCountUnlessItAnswers(t *testing.T) {
+	c := coordinator(memberOf("a", StateServing))
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	if lines := c.Presence(t0, memberOf("late", StateServing)); lines != nil {
+		t.Fatalf("%+v", lines)
+	}
+	wantVerdict(t, c, t0, false, Complete, true)
+	wantLine(t, c.Receipt(t0, stageOf("late", StageCut, 0)), "late", StatusCut)
+	wantVerdict(t, c, t0, false, Incomplete, false)
+}
+
+func TestAStartingNodeThatHasReplayedTheFactOwesNoReceipt(t *testing.T) {
+	c := coordinator(memberOf("s", StateStarting))
+	p := memberOf("s", StateServing)
+	p.Applied = 6
+	c.Presence(t0, p)
+	wantVerdict(t, c, t0, false, Incomplete, false)
+	p.Applied = 7
+	wantLine(t, c.Presence(t0, p), "s", StatusVerified)
+	wantVerdict(t, c, t0, false, Complete, true)
+
+	c = coordinator(memberOf("a", StateServing))
+	p = memberOf("a", StateServing)
+	p.Applied = 99
+	c.Presence(t0, p)
+	wantVerdict(t, c, t0, false, Incomplete, false)
+}
+
+func TestANewerFactsReceiptStandsForOneThatWasNeverSeen(t *testing.T) {
+	for what, change := range map[string]func(*Receipt){
+		"superseded":      func(r *Receipt) { r.Seq, r.SupersededBy = 0, 9 },
+		"id used before":  func(r *Receipt) { r.Revocation = "R-7" },
+		"same id again":   func(r *Receipt) { r.Seq = 9 },
+		"newer, same way": func(r *Receipt) { r.Revocation, r.Seq = "other", 9 },
+	} {
+		c := coordinator(memberOf("a", StateServing))
+		c.Covers(VerbRevoke, alice)
+		r := stageOf("a", StageVerified, 0)
+		change(&r)
+		if c.Receipt(t0, r) == nil {
+			t.Errorf("%s: not taken", what)
+		}
+	}
+	for what, change := range map[string]func(*Receipt){
+		"older under the id":  func(r *Receipt) { r.Seq = 6 },
+		"older superseded":    func(r *Receipt) { r.Seq, r.SupersededBy = 0, 6 },
+		"another revocation":  func(r *Receipt) { r.Revocation = "other" },
+		"newer, another verb": func(r *Receipt) { r.Revocation, r.Seq, r.Verb = "other", 9, "kill" },
+		"newer, other scope":  func(r *Receipt) { r.Revocation, r.Seq, r.Scope = "other", 9, "principal.bob" },
+		"a page":              func(r *Receipt) { r.Page = 1 },
+		"no stage":            func(r *Receipt) { r.Stage = "great" },
+	} {
+		c := coordinator(memberOf("a", StateServing))
+		c.Covers(VerbRevoke, alice)
+		r := stageOf("a", StageVerified, 0)
+		change(&r)
+		if lines := c.Receipt(t0, r); lines != nil {
+			t.Errorf("%s: taken: %+v", what, lines)
+		}
+		wantVerdict(t, c, t0, false, Incomplete, false)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for v, want := range map[Verdict]int{Complete: 0, CompleteFenced: 3, CompleteUnverified: 3, Incomplete: 4, "": 4} {
+		if got := v.ExitCode(); got != want {
+			t.Errorf("%q exits %d, want %d", v, got, want)
+		}
+	}
+}
