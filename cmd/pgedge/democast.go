@@ -36,7 +36,11 @@ const (
 	demoCopy = `COPY (SELECT generate_series(1, 1000000000), repeat('x', 1000)) TO STDOUT`
 )
 
-// cast are alice's four sessions, over both nodes. copied counts the bytes that the COPY has brought.
+// updating is what the session with the UPDATE is for the audience, and its application name in the receipt.
+const updating = "running an UPDATE of five seconds"
+
+// cast are alice's four sessions, over both nodes. The UPDATE goes last: its five seconds are the only clock in the
+// story. copied counts the bytes that the COPY has brought.
 func (d *demo) cast(copied *atomic.Int64) []*role {
 	a, b := d.nodes[0], d.nodes[1]
 	listen := func(ctx context.Context, conn *pgx.Conn) error {
@@ -54,15 +58,15 @@ func (d *demo) cast(copied *atomic.Int64) []*role {
 			}
 			return listen(ctx, conn)
 		}},
-		{what: "running an UPDATE of five seconds", node: a, act: func(ctx context.Context, conn *pgx.Conn) error {
+		{what: "streaming a COPY", node: b, act: func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.PgConn().CopyTo(ctx, countingWriter{copied}, demoCopy)
+			return err
+		}},
+		{what: updating, node: a, act: func(ctx context.Context, conn *pgx.Conn) error {
 			_, err := conn.Exec(ctx, demoUpdate)
 			if err == nil {
 				return errors.New("the UPDATE has committed")
 			}
-			return err
-		}},
-		{what: "streaming a COPY", node: b, act: func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.PgConn().CopyTo(ctx, countingWriter{copied}, demoCopy)
 			return err
 		}},
 	}

@@ -212,7 +212,7 @@ func TestReinstateShowsWhatItUndoesAndNothingElse(t *testing.T) {
 	f := startFleet(t, nil)
 	f.expect(1, []string{"principal alice is neither revoked nor suspended"}, "reinstate", "alice")
 	f.expect(0, nil, "revoke", "alice", "--reason", "HR-1234")
-	f.expect(1, []string{"role alice is neither", "but principal alice is: reinstate --principal"}, "reinstate", "--role", "alice")
+	f.expect(1, []string{"role alice is neither", "but principal alice is: pgedge reinstate alice)"}, "reinstate", "--role", "alice")
 	f.expect(0, []string{"undoes  revoke of principal alice", "HR-1234"}, "reinstate", "alice", "--dry-run")
 	f.expect(0, []string{"principal alice"}, "revocations")
 	f.expect(0, []string{"undoes  revoke of principal alice", "stored  "}, "reinstate", "alice")

@@ -158,11 +158,15 @@ func alsoBlocking(scope revoke.Scope, inForce map[revoke.Scope][]revoke.Block) s
 	for _, other := range []revoke.ScopeKind{revoke.ScopePrincipal, revoke.ScopeRole, revoke.ScopeDatabase} {
 		s := revoke.Scope{Kind: other, Name: scope.Name}
 		if s != scope && len(inForce[s]) > 0 {
-			return fmt.Sprintf(" (but %s is: reinstate --%s)", s, other)
+			flag := "--" + other.String() + " "
+			if other == revoke.ScopePrincipal {
+				flag = ""
+			}
+			return fmt.Sprintf(" (but %s is: pgedge reinstate %s%s)", s, flag, s.Name)
 		}
 	}
 	if len(inForce[revoke.Scope{Kind: revoke.ScopeAll}]) > 0 {
-		return " (but everybody is: reinstate --all)"
+		return " (but everybody is: pgedge reinstate --all)"
 	}
 	return ""
 }

@@ -13,11 +13,20 @@ import (
 // more than this many facts in that time is not a start but a flood, and the node is better restarted.
 const maxEarlyOrders = 100_000
 
+// dataPlane is what lateEngine needs of the engine.
+type dataPlane interface {
+	Cut(revoke.Order)
+	Sessions(keep func(revoke.SessionInfo) bool) []revoke.SessionInfo
+	SessionCount() int
+}
+
+var _ dataPlane = (*engine.Engine)(nil)
+
 // lateEngine lets the cluster start before the engine that it gives orders to, since the engine in turn needs the
 // cluster's table. Orders that come in between are kept and carried out in their order.
 type lateEngine struct {
 	mu    sync.Mutex
-	eng   *engine.Engine
+	eng   dataPlane
 	early []revoke.Order
 	lost  bool
 }
@@ -25,7 +34,7 @@ type lateEngine struct {
 var _ cluster.Engine = (*lateEngine)(nil)
 
 // attach hands over what has come so far. It reports false when orders were lost, and the node must not serve.
-func (l *lateEngine) attach(e *engine.Engine) bool {
+func (l *lateEngine) attach(e dataPlane) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, o := range l.early {
@@ -49,7 +58,7 @@ func (l *lateEngine) Cut(o revoke.Order) {
 	}
 }
 
-func (l *lateEngine) engine() *engine.Engine {
+func (l *lateEngine) engine() dataPlane {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.eng

@@ -35,7 +35,8 @@ Without a file, Postgres checks every password itself (passthrough), NATS runs i
 kept in the state directory. User and password in --upstream are the control role, which must be a member of
 pg_signal_backend and pg_read_all_stats: with it a kill is verified, without it the receipt says what was not seen.
 
-Flags win over PGEDGE_* variables, these over the file. SIGHUP reloads limits, timeouts and contact and reopens the
+Flags win over PGEDGE_* variables (PGEDGE_LIMITS_MAX_SESSIONS sets limits.max_sessions, PGEDGE_UPSTREAM is --upstream),
+these over the file. SIGHUP reloads limits, timeouts and contact and reopens the
 audit file. SIGTERM or SIGINT drains: new logins are refused, sessions end at their next sync point; a second one
 ends the process at once.`,
 		Example: `  pgedge serve --upstream postgres://pgedge_control:secret@db:5432

@@ -74,7 +74,7 @@ func (d Database) HasControl() bool {
 func (l *loader) checkExposure() {
 	for _, a := range l.cfg.Listen {
 		if !strings.HasPrefix(a, "unix:") && !loopback(a) {
-			l.warnf(l.placed["listen"], "listen", "%s: clients connect without TLS (not supported towards clients in this version), and SCRAM-SHA-256-PLUS is not offered to them: channel_binding=require fails", a)
+			l.warnf(l.placed["listen"], "listen", "%s: clients connect without TLS: passwords of pg_hba methods other than SCRAM and all data cross the network in clear (TLS towards clients is not supported in this version)", a)
 			break
 		}
 	}
@@ -130,6 +130,7 @@ func (c *Config) Summary(w io.Writer) {
 		row("database", "%s -> %s (%s)", name, RedactURL(d.Upstream.Reveal()), control)
 	}
 	row("login", "passthrough, %s at most, %d at a time", shortDuration(c.Limits.LoginTimeout), c.Limits.MaxLogins)
+	row("channel binding", "not offered (SCRAM-SHA-256-PLUS is removed): clients need channel_binding=prefer, the default, or disable")
 	row("sessions", "%s, per principal %s", orWord(c.Limits.MaxSessions, "as many as descriptors allow"), orWord(c.Limits.PerPrincipal, "no limit"))
 	row("timeouts", "idle %s, idle in transaction %s, session %s, drain %s", orNever(c.Timeouts.IdleSession),
 		orNever(c.Timeouts.IdleInTransaction), orNever(c.Timeouts.SessionMax), shortDuration(c.Timeouts.Drain))

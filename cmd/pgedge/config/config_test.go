@@ -309,7 +309,7 @@ func TestWarningsSayWhatWillNotWork(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
 		"no control role": {"databases: {a: {upstream: 'postgres://db'}}", "no kill is verified"},
 		"clear password":  {"databases: {a: {upstream: 'postgres://u:p@db'}}", "holds a secret in clear text"},
-		"open listener":   {"listen: ['0.0.0.0:6432']\n" + oneDatabase, "SCRAM-SHA-256-PLUS is not offered"},
+		"open listener":   {"listen: ['0.0.0.0:6432']\n" + oneDatabase, "clients connect without TLS"},
 		"open admin":      {"admin: ':8432'\n" + oneDatabase, "can be read by everybody"},
 		"external NATS":   {"cluster: {nats: 'nats://x'}\n" + oneDatabase, "serves on while NATS cannot be reached"},
 	} {

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"testing"
+
+	"pgedge/cluster"
+	"pgedge/revoke"
+)
+
+// recorder is an engine that notes its orders.
+type recorder struct{ keys []string }
+
+func (r *recorder) Cut(o revoke.Order) { r.keys = append(r.keys, o.Key) }
+func (r *recorder) SessionCount() int  { return 3 }
+func (r *recorder) Sessions(func(revoke.SessionInfo) bool) []revoke.SessionInfo {
+	return make([]revoke.SessionInfo, 3)
+}
+
+func TestOrdersThatComeBeforeTheEngineAreCarriedOutInTheirOrder(t *testing.T) {
+	var l lateEngine
+	if l.SessionCount() != 0 || l.Sessions(cluster.SessionFilter{}) != nil {
+		t.Error("there are sessions before there is an engine")
+	}
+	l.Cut(revoke.Order{Key: "a"})
+	l.Cut(revoke.Order{Key: "b"})
+	var r recorder
+	if !l.attach(&r) {
+		t.Error("orders were lost")
+	}
+	l.Cut(revoke.Order{Key: "c"})
+	if got := len(r.keys); got != 3 || r.keys[0] != "a" || r.keys[1] != "b" || r.keys[2] != "c" {
+		t.Errorf("got %v", r.keys)
+	}
+	if l.SessionCount() != 3 || len(l.Sessions(cluster.SessionFilter{})) != 3 {
+		t.Error("the engine's sessions are not seen")
+	}
+}
+
+func TestANodeThatLostAnOrderDoesNotServe(t *testing.T) {
+	var l lateEngine
+	l.early = make([]revoke.Order, maxEarlyOrders)
+	l.Cut(revoke.Order{})
+	if l.attach(&recorder{}) {
+		t.Error("a lost order was not noticed")
+	}
+}
