@@ -77,17 +77,6 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 	return nil
 }
 
-// clearPGVariables keeps the demo's own connections from being led elsewhere by a shell's PGHOST, PGSERVICE and the
-// like.
-func clearPGVariables() {
-	for _, kv := range os.Environ() {
-		name, _, _ := strings.Cut(kv, "=")
-		if strings.HasPrefix(name, "PG") && !strings.HasPrefix(name, "PGEDGE_") {
-			os.Unsetenv(name)
-		}
-	}
-}
-
 // explain adds where the nodes' logs were going, since they are removed with everything else.
 func (d *demo) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {

@@ -56,6 +56,7 @@ ends the process at once.`,
 				fmt.Fprintln(a.io.err, err)
 				return fmt.Errorf("cannot start: %s in the configuration", count(len(report.Errors), "error", "errors"))
 			}
+			clearPGVariables(givenToUpstreams...)
 			return serve(cmd.Context(), serveParams{
 				cfg:      cfg,
 				warnings: report.Warnings,
