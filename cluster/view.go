@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -106,6 +107,9 @@ func (v *journalView) apply(d delivery, now time.Time) (p revoke.Presence, isPre
 		p, isPresence = s.applyPresence(d, now)
 	} else if f, err := revoke.DecodeFact(d.Subject, d.MsgID, d.Payload); err == nil {
 		f.Seq = d.Seq
+		if f.ID == "" { // a bare message; nodes name it in the same way
+			f.ID = fmt.Sprintf("seq-%d", f.Seq)
+		}
 		s.table.Merge(f)
 		s.subjects[d.Subject] = d.Seq
 	} else {
