@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -70,7 +72,11 @@ func (e *Engine) accept(ln net.Listener) {
 		}
 		backoff = time.Millisecond
 		s := e.newSession(conn)
-		e.logins.Go(func() { e.login(s, conn) })
+		if !e.logins.begin(s, func() { e.login(s, conn) }) {
+			conn.Close()
+			<-e.slots
+			return
+		}
 	}
 }
 
@@ -79,6 +85,46 @@ func (e *Engine) newSession(conn net.Conn) *session {
 	s.front.init(s, true)
 	s.back.init(s, false)
 	return s
+}
+
+// loginSet holds the logins under way, those included that have not said who they are, so that Stop can interrupt and
+// await them.
+type loginSet struct {
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+	stopped  atomic.Bool // written under mu
+	running  sync.WaitGroup
+}
+
+// begin runs a login on a goroutine of its own. It returns false when the engine stops.
+func (ls *loginSet) begin(s *session, login func()) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if ls.stopped.Load() {
+		return false
+	}
+	ls.sessions[s] = struct{}{}
+	ls.running.Go(func() {
+		defer ls.end(s)
+		login()
+	})
+	return true
+}
+
+func (ls *loginSet) end(s *session) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	delete(ls.sessions, s)
+}
+
+// stop makes reads and writes of all logins fail, also on sockets that they have yet to open.
+func (ls *loginSet) stop() {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.stopped.Store(true)
+	for s := range ls.sessions {
+		s.interruptLogin()
+	}
 }
 
 // admit takes one of the places of sessions; the caller is refused when there is none.

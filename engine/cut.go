@@ -27,12 +27,16 @@ func (l *loop) runCut(batch []*session) {
 	for _, s := range batch {
 		if !s.isCut {
 			s.isCut = true
+			s.bearWitness()
 			s.front.freeze()
 			s.back.freeze()
 			fresh = append(fresh, s)
 		}
 	}
 	for _, s := range fresh {
+		if s.reason == reasonNone {
+			s.reason = Reason(s.gate.Load()) // before a socket of it closes: that is the kill's doing then
+		}
 		s.advance(prCut)
 	}
 	if len(fresh) <= cutChunk {
@@ -105,15 +109,12 @@ func (s *session) dieFront() {
 		s.back.arm()
 	}
 	front := &s.front
-	if s.reason == reasonNone {
-		s.reason = Reason(s.gate.Load())
-	}
 	if !front.open() {
 		s.checkDone()
 		return
 	}
 	f := s.lastWord(Reason(s.gate.Load()), true)
-	if front.frozen > 0 || !s.back.scan.AtBoundary() || s.back.heldLen > 0 {
+	if front.frozen > 0 || !s.clientWhole {
 		front.drop()
 		return
 	}
@@ -136,7 +137,7 @@ func (sd *side) swallow() {
 	if err != nil || len(buf) == 0 {
 		return
 	}
-	if !sd.isFront && sd.phase == phDrain {
+	if !sd.isFront {
 		s.observe(buf)
 	}
 	if sd.conn != nil {
@@ -165,14 +166,24 @@ func (s *session) observe(p []byte) {
 }
 
 func (s *session) observePlain(p []byte) {
-	sd := &s.back
-	for len(p) > 0 {
-		n, err := sd.scan.Scan(p, &s.evidence.seen)
-		if err != nil || n == 0 {
-			return
-		}
-		p = p[n:]
+	s.bearWitness()
+	s.back.scan.Scan(p, &s.evidence.seen) // a broken stream ends the evidence
+}
+
+// bearWitness is called when nothing of the backend's is passed on any more: from here on its scanner follows what is
+// dropped, so where the client's own stream stands is noted first. Without the replacement of pids it keeps no byte
+// back.
+func (s *session) bearWitness() {
+	if s.witness {
+		return
 	}
+	s.witness = true
+	sd := &s.back
+	s.clientWhole = sd.scan.AtBoundary()
+	sd.scan.SetPIDRewrite(0, 0)
+	held := sd.held[:sd.heldLen]
+	sd.heldLen = 0
+	sd.scan.Scan(held, &s.evidence.seen)
 }
 
 // backendSettled runs on the loop when the end of the backend is certain or has been given up on. What the backend

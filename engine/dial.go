@@ -38,8 +38,8 @@ func (l *link) conn() net.Conn {
 // session, so that a cut interrupts it.
 func (u *Upstream) dial(ctx context.Context, s *session) (*link, error) {
 	var errs []error
-	for _, host := range u.Hosts {
-		l, err := u.dialHost(ctx, s, host)
+	for i, host := range u.Hosts {
+		l, err := u.dialHost(ctx, s, host, len(u.Hosts)-i)
 		if err == nil {
 			return l, nil
 		}
@@ -51,8 +51,13 @@ func (u *Upstream) dial(ctx context.Context, s *session) (*link, error) {
 	return nil, errors.Join(errs...)
 }
 
-func (u *Upstream) dialHost(ctx context.Context, s *session, host HostPort) (*link, error) {
-	dctx, cancel := context.WithTimeout(ctx, connectTimeout)
+// dialHost tries one host within its share of the time that is left for as many hosts.
+func (u *Upstream) dialHost(ctx context.Context, s *session, host HostPort, hosts int) (*link, error) {
+	within := connectTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		within = min(within, time.Until(deadline)/time.Duration(hosts))
+	}
+	dctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	network, address := host.dialArgs()
 	raw, err := (&net.Dialer{}).DialContext(dctx, network, address)
@@ -69,7 +74,13 @@ func (u *Upstream) dialHost(ctx context.Context, s *session, host HostPort) (*li
 	if a, ok := raw.LocalAddr().(*net.TCPAddr); ok {
 		l.port = a.Port
 	}
-	if l.tls, err = u.negotiateTLS(dctx, w, host); err != nil {
+	// A host that accepts and then says nothing must not take the time of the next one either.
+	stop := context.AfterFunc(dctx, func() { raw.SetDeadline(longAgo) })
+	if l.tls, err = u.negotiateTLS(dctx, w, host); err == nil && !stop() {
+		err = context.Cause(dctx)
+	}
+	if err != nil {
+		stop()
 		s.letGo(raw)
 		raw.Close()
 		return nil, err

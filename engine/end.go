@@ -2,6 +2,10 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"io"
+
+	"golang.org/x/sys/unix"
 
 	"pgedge/codec"
 )
@@ -10,10 +14,12 @@ import (
 func (sd *side) closed(err error) {
 	s := sd.s
 	if sd.frozen > 0 {
-		// What was buffered at the cut must still be there.
-		if moved := sd.frozen - sd.buffered(); moved > 0 {
+		// What was buffered at the cut must still be there. A bare io.EOF says that gnet has thrown it away itself,
+		// since the connection was broken.
+		if moved := sd.frozen - sd.buffered(); moved > 0 && err != io.EOF {
 			s.afterCut(moved)
 		}
+		unix.Shutdown(sd.conn.Fd(), unix.SHUT_WR) // gnet writes what is buffered after this callback
 	}
 	if sd.paused != 0 {
 		s.eng.metrics.pausedSides.Add(-1)
@@ -39,6 +45,9 @@ func (sd *side) closed(err error) {
 			detail = err.Error()
 		}
 		s.end(r, detail)
+		if sd.isFront && !errors.Is(err, io.EOF) && s.back.phase == phDrain {
+			s.back.close() // the client was lost, not done: Postgres would not go on for it either
+		}
 	}
 	s.checkDone()
 }
@@ -69,7 +78,11 @@ func (s *session) end(r Reason, detail string) {
 		if r != ReasonClientGone && s.front.scan.AtBoundary() {
 			s.send(&s.front, &s.back, terminateMessage)
 		}
-		s.back.finish()
+		if r == ReasonUpstreamProtocol || r == ReasonBug {
+			s.back.close()
+		} else {
+			s.back.finish()
+		}
 	} else {
 		s.back.close()
 	}

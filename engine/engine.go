@@ -45,7 +45,7 @@ type Engine struct {
 	admitted   atomic.Int64
 	nextID     atomic.Uint64
 	draining   atomic.Bool
-	logins     sync.WaitGroup
+	logins     loginSet
 	background sync.WaitGroup
 	done       chan struct{} // closed when the engine stops taking clients
 	stopping   chan struct{} // closed when no session is left and the loops stop
@@ -88,6 +88,7 @@ func New(cfg Config) (*Engine, error) {
 		done:       make(chan struct{}),
 		stopping:   make(chan struct{}),
 	}
+	e.logins.sessions = make(map[*session]struct{})
 	e.orders = newOrderBook(e)
 	e.controls = newControlRegistry(e)
 	e.applySettings(cfg.Limits, cfg.Timeouts, cfg.Contact)
@@ -229,9 +230,10 @@ func (e *Engine) Sessions(keep func(revoke.SessionInfo) bool) []revoke.SessionIn
 func (e *Engine) Reload(l Limits, t Timeouts, contact string) {
 	c := Config{Limits: l, Timeouts: t}
 	c.setDefaults()
+	untimed := !e.timed.Load()
 	e.applySettings(c.Limits, c.Timeouts, contact)
 	for _, l := range e.loops {
-		l.post(func() { l.rearmAll() })
+		l.post(func() { l.rearmAll(untimed) })
 	}
 }
 
@@ -272,11 +274,9 @@ func (e *Engine) Stop(ctx context.Context) error {
 			ln.Close()
 		}
 		close(e.done)
-		for _, s := range e.index.all() {
-			s.interruptLogin()
-		}
+		e.logins.stop()
 		// An enroll while gnet stops would wait for ever: all logins end first.
-		waitFor(ctx, &e.logins)
+		waitFor(ctx, &e.logins.running)
 		for _, l := range e.loops {
 			l.post(func() { l.drain(true) })
 		}
@@ -284,6 +284,7 @@ func (e *Engine) Stop(ctx context.Context) error {
 			time.Sleep(time.Millisecond)
 		}
 		e.controls.close()
+		e.awaitLoops(ctx) // what the control connections have just given up on is still written into receipts
 		close(e.stopping)
 		e.clock.stop()
 		if e.client != nil {
@@ -292,6 +293,16 @@ func (e *Engine) Stop(ctx context.Context) error {
 		waitFor(ctx, &e.background)
 	})
 	return err
+}
+
+// awaitLoops returns when every loop has done what had been posted to it.
+func (e *Engine) awaitLoops(ctx context.Context) {
+	var posted sync.WaitGroup
+	for _, l := range e.loops {
+		posted.Add(1)
+		l.post(posted.Done)
+	}
+	waitFor(ctx, &posted)
 }
 
 func waitFor(ctx context.Context, wg *sync.WaitGroup) {

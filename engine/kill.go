@@ -55,7 +55,15 @@ func (c *controller) terminateIncoming(ctx context.Context) {
 			}
 			continue
 		}
-		if err := c.terminate(ctx, p, batch); err != nil && len(batch) > 1 && !c.conn.IsClosed() {
+		err := c.terminate(ctx, p, batch)
+		if err != nil && c.conn.IsClosed() {
+			// The warm connection had died unnoticed: one fresh attempt.
+			c.retryAt = time.Time{}
+			if c.connect(ctx); !c.conn.IsClosed() && c.proof.Load().usable {
+				err = c.terminate(ctx, c.proof.Load(), batch)
+			}
+		}
+		if err != nil && len(batch) > 1 && !c.conn.IsClosed() {
 			// One of them made the statement fail: each gets a statement of its own.
 			for _, t := range batch {
 				if err := c.terminate(ctx, p, []*target{t}); err != nil {

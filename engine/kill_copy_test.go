@@ -111,7 +111,7 @@ func TestKillStopsACopyOutAtFullSpeed(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, nil)
 	role := newRole(t, "")
-	for round := range 4 {
+	for round := range 3 {
 		r := n.raw(role)
 		r.Query(bigCopy)
 		s := n.only(role)

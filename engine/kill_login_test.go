@@ -104,7 +104,7 @@ func TestKillOfALoginBehindThePassword(t *testing.T) {
 				result <- err
 			}()
 			<-p.held
-			server.WaitBackends(t, role, boolInt(c.proven))
+			server.WaitBackends(t, role, 1)
 			rec := n.receipt(n.revoke(role))
 			if rec.Matched != 1 || len(rec.Sessions) != 1 {
 				t.Fatalf("receipt: %+v", rec)
@@ -112,9 +112,6 @@ func TestKillOfALoginBehindThePassword(t *testing.T) {
 			got := rec.Sessions[0]
 			if got.Cut != "login_refused" || got.Verified && got.Backend != "none" && got.Backend != "gone" || !got.Verified && got.Why == "" {
 				t.Errorf("session: %+v", got)
-			}
-			if !c.proven && !got.Verified {
-				t.Errorf("a login without a backend cannot be unverified: %+v", got)
 			}
 			n.nothingAfterCut(rec)
 			refused(t, <-result, c.proven)
@@ -125,35 +122,29 @@ func TestKillOfALoginBehindThePassword(t *testing.T) {
 	}
 }
 
-func boolInt(b bool) int64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
 // A revocation that runs into many logins at whatever step each of them is: nobody is left, and whoever had come
 // through was cut.
 func TestKillRacingManyLogins(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, nil)
 	role := newRole(t, "")
-	for round := range 6 {
+	for round := range 5 {
 		const logins = 24
 		type attempt struct {
 			c   *pgx.Conn
 			err error
 		}
 		attempts := make([]attempt, logins)
+		first, ok := n.nextID.Load(), n.metrics.logins("ok").Get()
 		var wg sync.WaitGroup
 		for i := range attempts {
 			wg.Go(func() { attempts[i].c, attempts[i].err = n.connect(role) })
 		}
 		// Anywhere between the first session in the index and the last login.
 		goal := 1 + rand.IntN(logins)
-		pgtest.Wait(t, "logins to be under way", func() bool { return n.nextID.Load() >= uint64(goal) })
+		pgtest.Wait(t, "logins to be under way", func() bool { return n.nextID.Load() >= first+uint64(goal) })
 		if round%2 == 1 {
-			pgtest.Wait(t, "a session to be live", func() bool { return n.metrics.logins("ok").Get() > 0 })
+			pgtest.Wait(t, "a session to be live", func() bool { return n.metrics.logins("ok").Get() > ok })
 		}
 		rec := n.receipt(n.revoke(role))
 		n.nothingAfterCut(rec)
@@ -174,9 +165,8 @@ func TestKillRacingManyLogins(t *testing.T) {
 				t.Errorf("round %d: a session lives on behind the receipt", round)
 			}
 		}
-		if left := n.index.match(revoke.Scope{Kind: revoke.ScopePrincipal, Name: role}); len(left) > 0 {
-			t.Errorf("round %d: %d sessions are left", round, len(left))
-		}
+		// Logins that came behind the receipt may still be hearing that they are refused.
+		pgtest.Wait(t, "the index to be empty", func() bool { return n.index.len() == 0 })
 		server.WaitBackends(t, role, 0)
 		t.Logf("round %d: %d matched, %d had been admitted", round, rec.Matched, admitted)
 		n.apply(revoke.VerbReinstate, revoke.ScopePrincipal, role)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -408,3 +409,6 @@ func (n *node) endedFor(r Reason, count int) {
 		return got >= count
 	})
 }
+
+// quiet keeps the lines of thousands of sessions out of a test's output; what pgedge calls a bug panics anyway.
+func quiet(c *Config) { c.Logger = slog.New(slog.DiscardHandler) }

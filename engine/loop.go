@@ -217,6 +217,12 @@ func (l *loop) poll() {
 				keep = append(keep, sd)
 			}
 		case sd.paused&pausePeer != 0:
+			if sd.overfull() && sd.flush() {
+				moved = true
+			}
+			if sd.conn == nil {
+				continue
+			}
 			if sd.peer().buffered() <= lowMarkBytes {
 				moved = true
 				sd.resume(pausePeer)
@@ -255,6 +261,9 @@ func (l *loop) drain(atOnce bool) {
 		case s.reason != reasonNone:
 		case atOnce:
 			s.end(ReasonShutdown, "")
+			if s.back.phase == phDrain {
+				s.back.close() // nobody waits for what Postgres still does
+			}
 			s.linger(lingerTime)
 		default:
 			s.endAtSyncPoint(ReasonShutdown)

@@ -180,24 +180,26 @@ func (b *orderBook) publish(o *order, stage progress) {
 	}
 }
 
-// run publishes until done is closed and the queue is empty.
+// run publishes until done is closed, and then what is left.
 func (b *orderBook) run(done <-chan struct{}) {
 	for {
-		b.mu.Lock()
-		batch := b.queue
-		b.queue = nil
-		b.mu.Unlock()
-		for _, p := range batch {
-			b.eng.publishReceipt(p.o, p.stage)
-		}
-		if len(batch) > 0 {
-			continue
-		}
 		select {
 		case <-b.signal:
+			b.publishQueue()
 		case <-done:
+			b.publishQueue()
 			return
 		}
+	}
+}
+
+func (b *orderBook) publishQueue() {
+	b.mu.Lock()
+	batch := b.queue
+	b.queue = nil
+	b.mu.Unlock()
+	for _, p := range batch {
+		b.eng.publishReceipt(p.o, p.stage)
 	}
 }
 

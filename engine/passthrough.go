@@ -40,6 +40,10 @@ func (p *passthrough) run() ([]byte, *loginError) {
 	for {
 		typ, body, err := p.readBackend()
 		if err != nil {
+			var fe *codec.FramingError
+			if errors.As(err, &fe) {
+				return nil, fail(ReasonUpstreamProtocol, err)
+			}
 			return nil, p.s.ioError(err, ReasonUpstreamLost)
 		}
 		done, lerr := p.fromBackend(typ, body)
@@ -112,6 +116,9 @@ func (p *passthrough) fromBackend(typ byte, body []byte) (done bool, _ *loginErr
 		p.greeting = codec.AppendMessage(p.greeting, typ, body)
 	case 'K':
 		key, err := codec.ParseBackendKeyData(body)
+		if err == nil && p.s.key.PID != 0 {
+			err = errors.New("a second BackendKeyData")
+		}
 		if err != nil {
 			return false, fail(ReasonUpstreamProtocol, err)
 		}

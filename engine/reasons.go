@@ -26,6 +26,7 @@ const (
 	ReasonDatabaseSessions
 	ReasonLoginTimeout
 	ReasonProtocol
+	ReasonBadLength
 	ReasonUnsupported
 	ReasonNoUser
 	ReasonUnknownDatabase
@@ -69,6 +70,7 @@ var outcomes = [reasonCount]outcome{
 	ReasonDatabaseSessions:    {"database_sessions", codec.SeverityFatal, "53300", "too many connections for this database", slog.LevelWarn},
 	ReasonLoginTimeout:        {"login_timeout", "", "", "", slog.LevelInfo}, // Postgres says nothing either
 	ReasonProtocol:            {"protocol", codec.SeverityFatal, "08P01", "protocol violation", slog.LevelWarn},
+	ReasonBadLength:           {"bad_length", "", "", "", slog.LevelWarn}, // Postgres says nothing either
 	ReasonUnsupported:         {"unsupported", codec.SeverityFatal, "0A000", "unsupported frontend protocol", slog.LevelInfo},
 	ReasonNoUser:              {"no_user", codec.SeverityFatal, "28000", "no PostgreSQL user name specified in startup packet", slog.LevelInfo},
 	ReasonUnknownDatabase:     {"unknown_database", codec.SeverityFatal, "3D000", "database %q does not exist", slog.LevelInfo},

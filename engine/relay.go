@@ -110,15 +110,19 @@ func (s *session) relay(sd *side) {
 // forward scans p, looks at the gate, and writes p to the other side. p is modified only where the backend's pid
 // is replaced; it is not kept.
 func (s *session) forward(sd *side, p []byte) {
+	if s.gate.Load() != 0 {
+		// The loop's own task ends the session; nothing passes any more.
+		if !sd.isFront {
+			s.observePlain(p)
+		}
+		return
+	}
 	if sd.heldLen > 0 {
 		p = append(append(make([]byte, 0, int(sd.heldLen)+len(p)), sd.held[:sd.heldLen]...), p...)
 		sd.heldLen = 0
 	}
 	var seen codec.Seen
 	n, err := sd.scan.Scan(p, &seen)
-	if s.gate.Load() != 0 {
-		return // the loop's own task ends the session; nothing passes any more
-	}
 	if n > 0 {
 		s.send(sd, sd.peer(), p[:n])
 		if s.reason != reasonNone {
@@ -126,7 +130,7 @@ func (s *session) forward(sd *side, p []byte) {
 		}
 	}
 	if err != nil {
-		s.end(ReasonProtocol, err.Error())
+		s.end(framingReason(sd, err), err.Error())
 		return
 	}
 	if n < len(p) {
@@ -155,6 +159,18 @@ func (s *session) forward(sd *side, p []byte) {
 			}
 		}
 	}
+}
+
+// framingReason says whose fault a broken stream is, and whether Postgres would tell a client about it.
+func framingReason(sd *side, err error) Reason {
+	var fe *codec.FramingError
+	switch {
+	case !sd.isFront:
+		return ReasonUpstreamProtocol
+	case errors.As(err, &fe) && fe.Silent():
+		return ReasonBadLength
+	}
+	return ReasonProtocol
 }
 
 // send is the only place where bytes of a session are handed to a socket. from is paused when to has too much

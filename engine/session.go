@@ -94,6 +94,8 @@ type session struct {
 	bytesIn     int64
 	bytesOut    int64
 	evidence    evidence
+	witness     bool // the backend's words are evidence only
+	clientWhole bool // the client's stream stood at a message boundary when that began
 	terminated  bool // the client sent Terminate
 	lastBackend byte // type of the newest message of the backend
 	isCut       bool // the loop has carried out the cut
@@ -125,7 +127,11 @@ func (s *session) hold(c net.Conn) bool {
 	if s.cutNow() {
 		return false
 	}
-	c.SetDeadline(s.began.Add(s.eng.limits().LoginTimeout))
+	deadline := s.began.Add(s.eng.limits().LoginTimeout)
+	if s.eng.logins.stopped.Load() {
+		deadline = longAgo
+	}
+	c.SetDeadline(deadline)
 	s.conns = append(s.conns, c)
 	return true
 }

@@ -104,7 +104,7 @@ func (sd *side) resume(why pauseSet) {
 
 // arm sets what the loop's epoll watches this socket for. gnet has no pause; its own interest set is changed behind
 // its back, which its level-triggered mode takes well. gnet arms reading again when a buffer fills or drains, so
-// OnTraffic of a paused side calls this again.
+// OnTraffic of a paused side calls this again; see overfull for what bounds the buffers that slip in this way.
 func (sd *side) arm() {
 	if sd.conn == nil {
 		return
@@ -115,7 +115,7 @@ func (sd *side) arm() {
 		if sd.paused == 0 {
 			ev = unix.EPOLLIN | unix.EPOLLPRI
 		}
-		if sd.conn.OutboundBuffered() > 0 {
+		if sd.conn.OutboundBuffered() > 0 && !sd.overfull() {
 			ev |= unix.EPOLLOUT
 		}
 	case phFlush:
@@ -125,6 +125,24 @@ func (sd *side) arm() {
 	case phCut, phClosed:
 	}
 	sd.s.loop.setInterest(sd.conn.Fd(), ev)
+}
+
+// overfull tells that a paused side has had buffers slip in until there were enough of them: gnet reads one each time
+// the outbound buffer has drained. From here on gnet does not watch the socket at all, and poll writes for it.
+func (sd *side) overfull() bool {
+	return sd.phase == phRelay && sd.paused != 0 && sd.conn.InboundBuffered() > highMarkBytes
+}
+
+// flush writes out what the socket takes now and reports whether that was anything. Since it is not gnet that finds
+// the buffer drained, nothing slips in behind it.
+func (sd *side) flush() (moved bool) {
+	before := sd.buffered()
+	if before == 0 {
+		return false
+	}
+	sd.conn.Flush() // an error closes the connection, which ends the session
+	sd.arm()
+	return sd.buffered() < before
 }
 
 // drop closes the socket without writing anything that is still buffered: gnet's close would flush it. The peer
@@ -149,7 +167,8 @@ func (sd *side) close() {
 }
 
 // finish writes out what is buffered and then closes, politely: input that is still coming does not turn the close
-// into a reset.
+// into a reset. A reset would destroy what the client is told, and would make Postgres drop what it has been sent and
+// has not come to, which it carries out for a client that closes its half of the stream.
 func (sd *side) finish() {
 	switch {
 	case sd.conn == nil:
@@ -158,12 +177,14 @@ func (sd *side) finish() {
 		sd.arm()
 		sd.s.loop.watch(sd)
 		sd.s.linger(sd.s.eng.timeouts().Drain)
-	case sd.isFront:
+	default:
 		sd.phase = phDrain
 		unix.Shutdown(sd.conn.Fd(), unix.SHUT_WR)
 		sd.arm()
-		sd.s.linger(lingerTime)
-	default:
-		sd.close()
+		if sd.isFront {
+			sd.s.linger(lingerTime)
+		} else {
+			sd.s.linger(sd.s.eng.timeouts().Drain)
+		}
 	}
 }

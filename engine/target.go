@@ -14,7 +14,7 @@ type target struct {
 	port      int    // our own port; 0 where it does not identify the backend
 	start     string // backend_start, learned at login or read by the terminating statement
 	deadline  time.Time
-	ended     bool   // the session had ended by itself before the cut reached it
+	ended     bool   // the session had ended by itself before the cut reached it, with nothing under way
 	requests  uint32 // not answered when the cut came
 	whenDone  func() // for a login: called after the result is final
 	found     bool   // the terminating statement returned its row
@@ -34,6 +34,9 @@ func (s *session) newTarget(whenDone func()) *target {
 	ended := s.state == stEnded && s.loop != nil
 	s.mu.Unlock()
 	_, requests := unpackActivity(s.activity.Load())
+	if s.loop != nil && requests == 0 && (s.terminated || !s.reason.cutReason()) {
+		ended = true // it was on its way out, and Postgres had nothing left to do for it
+	}
 	return &target{s: s, pid: s.key.PID, port: s.link.port, start: s.start, ended: ended, requests: requests,
 		deadline: time.Now().Add(s.eng.cfg.VerifyTimeout), whenDone: whenDone}
 }

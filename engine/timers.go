@@ -117,9 +117,11 @@ func (s *session) linger(d time.Duration) {
 	s.rearm()
 }
 
-func (l *loop) rearmAll() {
+// rearmAll plans anew after a change of timeouts. Without timeouts nobody has noted when sessions were last active:
+// then they count as active now.
+func (l *loop) rearmAll(untimed bool) {
 	for s := range l.sessions {
-		if s.lastActive.Load() == 0 {
+		if untimed {
 			s.lastActive.Store(l.now())
 		}
 		s.rearm()
