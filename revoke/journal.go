@@ -1,46 +1,11 @@
 package revoke
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
-
-// loading is a journal that is read from its start while the present table goes on refusing logins.
-type loading struct {
-	table *Table
-	// heldKeys are provisional facts that stand for what has been learned and is not in force yet.
-	heldKeys map[string]struct{}
-	// held are orders that wait for the node to become ready.
-	held []Order
-	// refused are the subjects on which garbage is the last message, as far as the load has come.
-	refused    map[string]uint64
-	lastStored time.Time
-}
-
-func (n *Node) beginLoad() {
-	n.stats.Resets++
-	fresh := &loading{table: NewTable(), refused: make(map[string]uint64), heldKeys: make(map[string]struct{})}
-	if n.load != nil {
-		// What a broken-off load has learned stays denied until one is complete.
-		fresh.held, fresh.heldKeys = n.load.held, n.load.heldKeys
-	}
-	n.load = fresh
-	n.lastSeq, n.quiet = 0, false
-	n.gaps.ranges = nil
-}
-
-func (n *Node) journalEmpty(now time.Time) {
-	if n.load == nil {
-		if n.ready {
-			return
-		}
-		n.beginLoad()
-	}
-	n.finishLoad(now)
-}
 
 // journal takes a message of the journal.
 func (n *Node) journal(now time.Time, m JournalMessage) {
@@ -301,88 +266,4 @@ func (n *Node) journalPresence(now time.Time, m JournalMessage) {
 		n.members.replayed(now, p, m.Stored)
 	}
 	n.emit(PresenceCommand{p})
-}
-
-// finishLoad puts the loaded table in the place of the present one.
-func (n *Node) finishLoad(now time.Time) {
-	l := n.load
-	recreated := n.ready && l.table.Applied() < n.table.Applied()
-	if recreated {
-		n.epoch++
-	} else {
-		n.keepReplaced(now, l)
-	}
-	news := n.table.replace(l.table, recreated, n.epoch, now)
-	for key := range l.heldKeys {
-		n.table.DropProvisional(key)
-	}
-	n.members.settle(now, l.lastStored)
-	n.load = nil
-	n.quiet = true
-	for _, p := range n.pending.byKey {
-		// What was promised was promised by the journal before.
-		if p.state == pendingStored || p.state == pendingBeaten {
-			p.state = pendingWaiting
-			n.timers.set(&p.timer, p, now.Add(n.cfg.StoreAfter))
-		}
-	}
-	if !n.ready {
-		n.becomeReady(l.held)
-		return
-	}
-	for _, f := range news {
-		f.Epoch = n.epoch
-		n.cutAgain(now, f)
-	}
-}
-
-// cutAgain cuts for a block that is in force once more, because what had undone it is no longer in the journal or
-// was replaced by something that undoes less. Sessions that began in between have positions beyond its seq. Its
-// receipt stands beside the first one.
-func (n *Node) cutAgain(now time.Time, f Fact) {
-	applied := n.table.Applied()
-	o := Order{Key: fmt.Sprintf("%s|again-%d-%d-%d", f.Subject(), n.stats.Resets, f.Seq, applied), Fact: f, ReceivedAt: now}
-	o.Fact.ID = SeqID(f.ID, applied)
-	o.Fact.Seq = 0
-	n.emit(CutCommand{o})
-	o.Fact.Seq = f.Seq
-	n.emit(CutCommand{o})
-}
-
-// keepReplaced carries good messages over that garbage has replaced in the journal since the present table read
-// them, or while the load was on its way.
-func (n *Node) keepReplaced(now time.Time, l *loading) {
-	for subject, garbage := range l.refused {
-		v, s, err := ParseSubject(subject)
-		if err != nil {
-			continue
-		}
-		if good, ok := n.table.fact(v, s); ok && good.Subject() == subject && good.Seq < garbage {
-			l.table.Merge(good)
-		}
-		n.healFrom(now, l.table, v, s, subject, garbage)
-	}
-}
-
-// becomeReady admits logins, and makes up for the orders of facts that came by the fast path meanwhile: there is
-// nothing to cut, but their publishers wait for a receipt.
-func (n *Node) becomeReady(held []Order) {
-	n.ready = true
-	n.emit(ReadyCommand{})
-	for _, o := range held {
-		n.emit(CutCommand{o})
-	}
-	waiting := make([]*pending, 0, len(n.pending.byKey))
-	for _, p := range n.pending.byKey {
-		waiting = append(waiting, p)
-	}
-	slices.SortFunc(waiting, func(a, b *pending) int {
-		if c := a.receivedAt.Compare(b.receivedAt); c != 0 {
-			return c
-		}
-		return strings.Compare(a.key, b.key)
-	})
-	for _, p := range waiting {
-		n.emitProvisional(p)
-	}
 }
