@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"pgedge/codec"
@@ -196,7 +198,7 @@ func (s *session) backendSettled(t *target) {
 		for read := 0; read < maxLastWordsBytes; {
 			n, err := unix.Read(sd.conn.Fd(), s.loop.scratch)
 			if n <= 0 || err != nil {
-				s.evidence.eof = n == 0 && err == nil || err == unix.ECONNRESET
+				s.evidence.eof = n == 0 && err == nil // not a reset, behind which words may be lost
 				break
 			}
 			read += n
@@ -207,10 +209,19 @@ func (s *session) backendSettled(t *target) {
 				s.observe(s.loop.scratch[:n])
 			}
 		}
+		if t.needsLastWords() && !s.evidence.eof {
+			// A backend leaves the list of backends just before its process closes the socket.
+			s.awaiting = t
+			s.linger(lastWordsTime)
+			return
+		}
 		sd.drop()
 	}
 	t.conclude(s.evidence)
 }
+
+// lastWordsTime bounds the wait for the end of the stream of a backend that has been seen gone.
+const lastWordsTime = 200 * time.Millisecond
 
 // maxLastWordsBytes bounds what is read of a dead backend at one go: more than the kernel buffers for one socket by
 // default.

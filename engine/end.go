@@ -29,8 +29,13 @@ func (sd *side) closed(err error) {
 	sd.phase = phClosed
 	sd.ahead = nil
 	if !sd.isFront && s.target != nil && s.control != nil {
-		s.evidence.eof = true
+		// gnet says a bare io.EOF of a connection that was reset.
+		s.evidence.eof = s.evidence.eof || errors.Is(err, io.EOF) && err != io.EOF
 		s.control.look()
+		if t := s.awaiting; t != nil {
+			s.awaiting = nil
+			t.conclude(s.evidence)
+		}
 	}
 	if s.reason == reasonNone {
 		r := ReasonUpstreamLost
@@ -113,7 +118,7 @@ func (s *session) giveUpLingering() {
 			s.front.close()
 		}
 	}
-	if s.target == nil && s.back.open() { // a backend that is being killed is closed when its end is certain
+	if (s.target == nil || s.awaiting != nil) && s.back.open() { // a backend that is being killed is closed when its end is certain
 		s.back.drop()
 	}
 	s.checkDone()

@@ -101,7 +101,11 @@ func (c *controller) terminate(ctx context.Context, p *proof, batch []*target) e
 		row := byPID[strconv.FormatUint(uint64(t.pid), 10)]
 		switch {
 		case row == nil:
-			c.eng.giveUp(t, "", "no backend with this pid and port was found on the server: something may sit in between")
+			why := "no backend with this pid and port was found on the server: something may sit in between"
+			if t.pid == 0 {
+				why = "the server had not said yet which backend it is"
+			}
+			c.eng.giveUp(t, "", why)
 		case row[6] == "" && row[4] == "t":
 			t.superuser, t.state, t.start = true, row[1], row[3]
 			c.eng.giveUp(t, "", "the role is a superuser and the control role is not")

@@ -264,7 +264,10 @@ func (l *loop) drain(atOnce bool) {
 			if s.back.phase == phDrain {
 				s.back.close() // nobody waits for what Postgres still does
 			}
-			s.linger(lingerTime)
+			if !s.done {
+				s.lingerUntil = 0 // what a client does not read now it will not get
+				s.linger(lingerTime)
+			}
 		default:
 			s.endAtSyncPoint(ReasonShutdown)
 		}

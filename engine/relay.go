@@ -140,8 +140,8 @@ func (s *session) forward(sd *side, p []byte) {
 		s.bytesIn += int64(n)
 		s.eng.metrics.bytesIn.Add(n)
 		s.terminated = s.terminated || seen.Terminate
-		if seen.Requests > 0 {
-			s.noteRequests(seen.Requests)
+		if seen.Messages > 0 {
+			s.noteSent(&seen)
 		}
 		return
 	}

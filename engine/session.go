@@ -101,6 +101,7 @@ type session struct {
 	isCut       bool // the loop has carried out the cut
 	done        bool // both sockets are gone
 	target      *target
+	awaiting    *target // backend seen gone; the end of its stream is still to come
 }
 
 // now is the engine's monotonic clock in ns.

@@ -73,6 +73,11 @@ func (t *target) conclude(ev evidence) {
 	}
 }
 
+// needsLastWords tells whether the verdict on the transaction rests on what the backend said at its end.
+func (t *target) needsLastWords() bool {
+	return t.verified && t.xid == 0 && !(t.state == "idle" && t.requests == 0)
+}
+
 // verdict says what is known of the transaction that was open at the cut. It rests on the sample of the terminating
 // statement and on what the backend itself said until its end.
 func (t *target) verdict(ev evidence) (xact string, morePossible bool) {
@@ -82,7 +87,7 @@ func (t *target) verdict(ev evidence) (xact string, morePossible bool) {
 	completed := ev.seen.Completed > 0 || ev.seen.Ready > 0
 	// The backend's last word was its own termination, and nothing was completed before it since the cut: what it
 	// was at did not come to its end. A procedure may have committed on its way all the same.
-	stopped := ev.eof && ev.seen.Errors > 0 && !completed
+	stopped := ev.eof && ev.seen.LastType == 'E' && !completed
 	switch {
 	case t.xid > 0 && (t.xact == "aborted" || t.xact == "committed"):
 		return t.xact, completed || t.xact == "committed" && t.requests > 0
