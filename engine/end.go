@@ -25,6 +25,9 @@ func (sd *side) closed(err error) {
 		s.eng.metrics.pausedSides.Add(-1)
 		sd.paused = 0
 	}
+	if sd.watched {
+		s.eng.drains.forget(sd.conn.Fd(), sd)
+	}
 	sd.conn = nil
 	sd.phase = phClosed
 	sd.ahead = nil

@@ -37,6 +37,7 @@ type Engine struct {
 	client    *gnet.Client
 	loops     []*loop
 	clock     *clock
+	drains    *drainWatch
 	listeners []net.Listener
 
 	slots      chan struct{} // one per accepted socket, refusals and cancel requests included
@@ -287,6 +288,7 @@ func (e *Engine) Stop(ctx context.Context) error {
 		e.awaitLoops() // what the control connections have just given up on is still written into receipts
 		close(e.stopping)
 		e.clock.stop()
+		e.drains.close()
 		if e.client != nil {
 			err = e.client.Stop()
 		}

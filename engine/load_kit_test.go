@@ -277,6 +277,9 @@ func (n *node) counts() loadCounts {
 	e.cancels.mu.Lock()
 	c.cancelKeys = len(e.cancels.sessions)
 	e.cancels.mu.Unlock()
+	e.drains.mu.Lock()
+	c.timers += len(e.drains.sides)
+	e.drains.mu.Unlock()
 	e.orders.mu.Lock()
 	c.orders = len(e.orders.open)
 	e.orders.mu.Unlock()
@@ -284,7 +287,7 @@ func (n *node) counts() loadCounts {
 		c.loops += int(l.count.Load())
 		n.onLoop(l, func() {
 			c.onLoops += len(l.sessions)
-			c.timers += len(l.timers) + len(l.watched)
+			c.timers += len(l.timers)
 		})
 	}
 	return c

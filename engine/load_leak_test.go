@@ -17,7 +17,7 @@ import (
 
 const (
 	leakSessions     = 10000
-	leakRealSessions = 1500 // of these, so many are tried on Postgres
+	leakRealSessions = 600 // of these, so many are tried on Postgres
 	leakWorkers      = 16
 )
 

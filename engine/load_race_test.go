@@ -226,9 +226,12 @@ func (j *raceJournal) scope() revoke.Scope {
 		kind, name = revoke.ScopeDatabase, who.db
 	case r < 25:
 		kind, name = revoke.ScopeRole, who.user
-	case r < 35:
-		if all := j.n.index.all(); len(all) > 0 {
-			kind, name = revoke.ScopeSession, all[j.rng.IntN(len(all))].id
+	case r < 60:
+		if s := j.narrowest(); s != nil {
+			kind, name = revoke.ScopeSession, s.id
+			if j.rng.IntN(2) == 0 {
+				kind, name = revoke.ScopePrincipal, s.identity.Principal
+			}
 		}
 	}
 	s, err := revoke.NewScope(kind, name)
@@ -236,6 +239,22 @@ func (j *raceJournal) scope() revoke.Scope {
 		panic(err)
 	}
 	return s
+}
+
+// narrowest is a session that is just being handed to its loop, else one that logs in, else any: the windows of a
+// race are narrow, and chance alone rarely finds them.
+func (j *raceJournal) narrowest() *session {
+	var best *session
+	rank := -1
+	for _, s := range j.n.index.all() {
+		s.mu.Lock()
+		r := [...]int{stLogin: 1, stEnrolling: 2, stLive: 0, stEnding: 0, stEnded: 0}[s.state]
+		s.mu.Unlock()
+		if r > rank {
+			best, rank = s, r
+		}
+	}
+	return best
 }
 
 // raceClients are the logins.
@@ -319,7 +338,7 @@ func (c *raceClients) one(rng *rand.Rand, who raceIdentity) {
 		select {
 		case c.holders <- struct{}{}:
 			alive := true
-			for i := 0; i < 20 && alive; i++ {
+			for i := 0; i < 5 && alive; i++ {
 				alive = ask()
 			}
 			if alive {

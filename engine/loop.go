@@ -26,17 +26,10 @@ type loop struct {
 
 	sessions map[*session]struct{}
 	timers   timerHeap
-	watched  []*side
-	pollNS   int64  // distance of the next look at watched
-	pollAt   int64  // 0: none planned
 	scratch  []byte // plaintext of TLS, and messages put together; valid during one callback
 }
 
-const (
-	readBufferBytes = 64 << 10
-	pollMin         = time.Millisecond
-	pollMax         = 20 * time.Millisecond
-)
+const readBufferBytes = 64 << 10
 
 // post runs f on the loop. It is the only way in. A panic in it ends nothing but f.
 func (l *loop) post(f func()) {
@@ -67,6 +60,9 @@ func (e *Engine) startLoops() error {
 		return fmt.Errorf("cannot start the event loops: %w", err)
 	}
 	e.clock = newClock(e)
+	if e.drains, err = newDrainWatch(); err != nil {
+		return err
+	}
 	found := make(map[gnet.EventLoop]gnet.Conn)
 	defer func() {
 		for _, c := range found {
@@ -91,6 +87,7 @@ func (e *Engine) startLoops() error {
 		e.loops = append(e.loops, l)
 	}
 	go e.clock.run()
+	e.background.Go(e.drains.run)
 	return nil
 }
 
@@ -151,21 +148,6 @@ func (e *Engine) pickLoop() *loop {
 	return best
 }
 
-// watch looks at a side's outbound buffer again soon: gnet has no callback for a buffer that drains.
-func (l *loop) watch(sd *side) {
-	if !sd.watched {
-		sd.watched = true
-		l.watched = append(l.watched, sd)
-	}
-	l.pollNS = int64(pollMin)
-	l.planPoll()
-}
-
-func (l *loop) planPoll() {
-	l.pollAt = l.now() + l.pollNS
-	l.wakeAt(l.pollAt)
-}
-
 func (l *loop) now() int64 { return int64(time.Since(l.eng.epoch)) }
 
 // wakeAt makes sure that a tick comes at the given time or before.
@@ -179,77 +161,14 @@ func (l *loop) wakeAt(at int64) {
 // tick is posted by the clock.
 func (l *loop) tick() {
 	now := l.now()
-	if l.pollAt > 0 && now >= l.pollAt {
-		l.pollAt = 0
-		l.poll()
-	}
 	for len(l.timers) > 0 && l.timers[0].due <= now {
 		s := l.timers[0]
 		heap.Pop(&l.timers)
 		s.onTimer(now)
 	}
-	next := l.pollAt
-	if len(l.timers) > 0 && (next == 0 || l.timers[0].due < next) {
-		next = l.timers[0].due
+	if len(l.timers) > 0 {
+		l.wakeAt(l.timers[0].due)
 	}
-	if next > 0 {
-		l.wakeAt(next)
-	}
-}
-
-// poll lets paused sides go on whose peer has caught up, and closes what has been flushed. While nothing moves it
-// looks less and less often, down to 50 times a second.
-func (l *loop) poll() {
-	moved := false
-	keep := l.watched[:0]
-	list := l.watched
-	l.watched = nil
-	for _, sd := range list {
-		sd.watched = false
-		switch {
-		case sd.conn == nil:
-			moved = true
-		case sd.phase == phFlush:
-			if sd.buffered() == 0 {
-				moved = true
-				sd.finish()
-			} else {
-				keep = append(keep, sd)
-			}
-		case sd.paused&pausePeer != 0:
-			if sd.overfull() && sd.flush() {
-				moved = true
-			}
-			if sd.conn == nil {
-				continue
-			}
-			if sd.peer().buffered() <= lowMarkBytes {
-				moved = true
-				sd.resume(pausePeer)
-			} else {
-				keep = append(keep, sd)
-			}
-		}
-	}
-	// Sides that were watched anew while the list was walked come behind those that stay.
-	anew := l.watched
-	l.watched = keep
-	for _, sd := range keep {
-		sd.watched = true
-	}
-	for _, sd := range anew {
-		sd.watched = true
-		l.watched = append(l.watched, sd)
-	}
-	if len(l.watched) == 0 {
-		return
-	}
-	if moved {
-		l.pollNS = int64(pollMin)
-	} else {
-		l.pollNS = min(2*l.pollNS, int64(pollMax))
-	}
-	l.planPoll()
 }
 
 // drain ends sessions for a node that stops: at their next sync point, or at once.

@@ -206,7 +206,7 @@ func (s *session) send(from, to *side, p []byte) {
 	}
 	if waiting > highMarkBytes && from.phase == phRelay {
 		from.pause(pausePeer)
-		s.loop.watch(from)
+		to.watch()
 	}
 }
 

@@ -40,7 +40,7 @@ type side struct {
 	isFront bool
 	phase   sidePhase
 	paused  pauseSet
-	watched bool // in loop.watched
+	watched bool // the engine's drainWatch looks out for its socket
 	scan    codec.Scanner
 	conn    gnet.Conn // nil while not open
 	ahead   []byte    // read during login; relayed first
@@ -125,24 +125,15 @@ func (sd *side) arm() {
 	case phCut, phClosed:
 	}
 	sd.s.loop.setInterest(sd.conn.Fd(), ev)
+	if sd.overfull() && sd.waitedFor() {
+		sd.watch()
+	}
 }
 
 // overfull tells that a paused side has had buffers slip in until there were enough of them: gnet reads one each time
-// the outbound buffer has drained. From here on gnet does not watch the socket at all, and poll writes for it.
+// the outbound buffer has drained. From here on gnet does not watch the socket at all, and drained writes for it.
 func (sd *side) overfull() bool {
 	return sd.phase == phRelay && sd.paused != 0 && sd.conn.InboundBuffered() > highMarkBytes
-}
-
-// flush writes out what the socket takes now and reports whether that was anything. Since it is not gnet that finds
-// the buffer drained, nothing slips in behind it.
-func (sd *side) flush() (moved bool) {
-	before := sd.buffered()
-	if before == 0 {
-		return false
-	}
-	sd.conn.Flush() // an error closes the connection, which ends the session
-	sd.arm()
-	return sd.buffered() < before
 }
 
 // drop closes the socket without writing anything that is still buffered: gnet's close would flush it. The peer
@@ -175,7 +166,7 @@ func (sd *side) finish() {
 	case sd.conn.OutboundBuffered() > 0:
 		sd.phase = phFlush
 		sd.arm()
-		sd.s.loop.watch(sd)
+		sd.watch()
 		sd.s.linger(sd.s.eng.timeouts().Drain)
 	default:
 		sd.phase = phDrain
