@@ -66,6 +66,7 @@ const (
 	effectNone         effect = iota
 	effectUnknown             // the type is not legal
 	effectRequest             // answered by one ReadyForQuery
+	effectExtended            // part of an extended batch, answered at its Sync
 	effectTerminate           // the client says goodbye
 	effectReady               // one status byte follows
 	effectCompleted           // CommandComplete
@@ -97,12 +98,12 @@ func frontendRules() (t [256]rule) {
 	large('F', effectRequest)   // FunctionCall
 	small('S', effectRequest)   // Sync
 	small('X', effectTerminate) // Terminate
-	large('P', effectNone)      // Parse
-	large('B', effectNone)      // Bind
-	small('D', effectNone)      // Describe
-	small('E', effectNone)      // Execute
-	small('C', effectNone)      // Close
-	small('H', effectNone)      // Flush
+	large('P', effectExtended)      // Parse
+	large('B', effectExtended)      // Bind
+	small('D', effectExtended)      // Describe
+	small('E', effectExtended)      // Execute
+	small('C', effectExtended)      // Close
+	small('H', effectExtended)      // Flush
 	large('d', effectNone)      // CopyData
 	small('c', effectNone)      // CopyDone
 	small('f', effectNone)      // CopyFail

@@ -33,7 +33,19 @@ type Seen struct {
 	Status    byte   // from a backend: byte of the last ReadyForQuery completed ('I', 'T', 'E'), 0 if none in this Scan
 	LastType  byte   // type of the last header completed
 	Terminate bool   // from a frontend: Terminate seen
+	// Batch says, from a frontend, where its last extended or request message leaves Postgres; CopyData and the like
+	// leave it as it was.
+	Batch BatchState
 }
+
+// BatchState tells whether extended messages wait for their Sync.
+type BatchState uint8
+
+const (
+	BatchUnchanged BatchState = iota // none of these messages was seen
+	BatchOpen                        // Parse, Bind, Describe, Execute, Close or Flush without a Sync behind it
+	BatchSynced                      // Query, FunctionCall or Sync was the last of them
+)
 
 // SetPIDRewrite makes Scan replace the backend pid in each NotificationResponse whose pid is from, so that a
 // client that was given a virtual pid recognises its own notifications. It applies to messages whose header
@@ -140,6 +152,9 @@ func (s *Scanner) begin(r *rule, typ byte, length uint32, seen *Seen) {
 	case effectNone, effectUnknown, effectReady, effectNotification:
 	case effectRequest:
 		seen.Requests++
+		seen.Batch = BatchSynced
+	case effectExtended:
+		seen.Batch = BatchOpen
 	case effectTerminate:
 		seen.Terminate = true
 	case effectCompleted:

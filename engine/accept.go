@@ -80,8 +80,17 @@ func (e *Engine) accept(ln net.Listener) {
 	}
 }
 
+// ownAddr copies an address that enroll is going to change.
+func ownAddr(a net.Addr) net.Addr {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		own := *tcp
+		return &own
+	}
+	return a
+}
+
 func (e *Engine) newSession(conn net.Conn) *session {
-	s := &session{eng: e, began: time.Now(), client: conn.RemoteAddr(), timerIndex: -1}
+	s := &session{eng: e, began: time.Now(), client: ownAddr(conn.RemoteAddr()), timerIndex: -1}
 	s.front.init(s, true)
 	s.back.init(s, false)
 	return s

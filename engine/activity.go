@@ -34,11 +34,12 @@ func (s *session) noteSent(seen *codec.Seen) {
 	was := s.activity.Load()
 	count := min(was&activityCountMask+seen.Requests, activityCountMask)
 	now := was&^activityCountMask | count
-	switch seen.LastType {
-	case 'P', 'B', 'D', 'E', 'C', 'H':
+	switch seen.Batch {
+	case codec.BatchOpen:
 		now |= activityUnsynced
-	case 'Q', 'F', 'S':
+	case codec.BatchSynced:
 		now &^= activityUnsynced
+	case codec.BatchUnchanged:
 	}
 	if now != was {
 		s.activity.Store(now)

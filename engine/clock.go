@@ -38,13 +38,9 @@ func (c *clock) run() {
 		next := int64(0)
 		for _, l := range c.eng.loops {
 			at := l.next.Load()
-			if at > 0 && at <= now {
-				// Cleared before the tick runs: what the tick plans is later than this.
-				if l.next.CompareAndSwap(at, 0) {
-					l.post(l.tick)
-				} else {
-					at = now // changed meanwhile; look again at once
-				}
+			// Cleared before the tick runs: what the tick plans is later than this.
+			if at > 0 && at <= now && l.next.CompareAndSwap(at, 0) {
+				l.post(l.tick)
 			}
 			if at = l.next.Load(); at > 0 && (next == 0 || at < next) {
 				next = at

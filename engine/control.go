@@ -18,8 +18,8 @@ import (
 const controlBatch = 100
 
 const (
-	controlStatementTimeout = 5 * time.Second
-	controlConnectTimeout   = 5 * time.Second
+	controlStatementTimeout = 3 * time.Second
+	controlConnectTimeout   = 3 * time.Second
 	controlKeepalive        = 15 * time.Second
 	lookMin                 = 500 * time.Microsecond
 	lookMax                 = 20 * time.Millisecond
@@ -37,6 +37,7 @@ type controller struct {
 	tried chan struct{} // closed after the first attempt to connect
 
 	mu       sync.Mutex
+	closed   bool
 	incoming []*target
 	asks     []*ask
 	wake     chan struct{}
@@ -56,8 +57,9 @@ type proof struct {
 	usable        bool
 	missing       string // why not
 	superuser     bool
-	byPort        bool // (pid, our port) finds a backend; else (pid, backend_start), learned at login
-	checksClients bool // the server takes client_connection_check_interval
+	server        string // start time of the postmaster
+	byPort        bool   // (pid, our port) finds a backend; else (pid, backend_start), learned at login
+	checksClients bool   // the server takes client_connection_check_interval
 }
 
 // ask is a login that wants its backend_start.
@@ -95,7 +97,7 @@ func (r *controlRegistry) at(d *database, l *link) *controller {
 }
 
 func (r *controlRegistry) get(u *Upstream, host HostPort, network, address string) *controller {
-	key := address + "\x00" + u.Control.User + "\x00" + u.Control.Database
+	key := fmt.Sprintf("%q", []string{address, u.Control.User, u.Control.Password, u.Control.Database, u.SSLMode, u.SSLRootCert, host.Host})
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.byKey[key]
@@ -200,9 +202,15 @@ func (c *controller) learn(ctx context.Context, s *session) error {
 // submit hands backends over to be ended. It never blocks for I/O.
 func (c *controller) submit(ts []*target) {
 	c.mu.Lock()
-	c.incoming = append(c.incoming, ts...)
+	closed := c.closed
+	if !closed {
+		c.incoming = append(c.incoming, ts...)
+	}
 	c.mu.Unlock()
 	c.poke()
+	if closed {
+		c.settleLeft(ts)
+	}
 }
 
 // look says that a backend's socket has ended: a good moment to see whether it is gone.
@@ -250,8 +258,12 @@ func (c *controller) abandon() {
 	}
 	c.mu.Lock()
 	left := append(c.verifying, c.incoming...)
-	c.verifying, c.incoming = nil, nil
+	c.verifying, c.incoming, c.closed = nil, nil, true
 	c.mu.Unlock()
+	c.settleLeft(left)
+}
+
+func (c *controller) settleLeft(left []*target) {
 	for _, t := range left {
 		t.settle("closed", false, "the node stopped before the backend was seen gone")
 	}
@@ -306,10 +318,7 @@ func (c *controller) report(p *proof) {
 
 // dial opens a connection of the control role to the controller's address. local, if not nil, receives our own port.
 func (c *controller) dial(ctx context.Context, local *int) (*pgconn.PgConn, error) {
-	tlsConfig, err := c.upstream.tlsConfig(c.host)
-	if err != nil {
-		return nil, err
-	}
+	tlsConfig := c.upstream.tlsConfig(c.host)
 	// pgconn insists on parsing; everything it could take from the environment is given or overwritten.
 	cfg, err := pgconn.ParseConfig("host=127.0.0.1 port=5432 user=x password=x dbname=x sslmode=disable target_session_attrs=any")
 	if err != nil {

@@ -26,21 +26,22 @@ func (l *loop) cut(batch []*session) {
 
 func (l *loop) runCut(batch []*session) {
 	fresh := batch[:0]
-	for _, s := range batch {
+	l.each(batch, func(s *session) {
 		if !s.isCut {
 			s.isCut = true
+			s.cutOpen = s.front.open() || s.back.open()
+			fresh = append(fresh, s)
 			s.bearWitness()
 			s.front.freeze()
 			s.back.freeze()
-			fresh = append(fresh, s)
 		}
-	}
-	for _, s := range fresh {
+	})
+	l.each(fresh, func(s *session) {
 		if s.reason == reasonNone {
 			s.reason = Reason(s.gate.Load()) // before a socket of it closes: that is the kill's doing then
 		}
 		s.advance(prCut)
-	}
+	})
 	if len(fresh) <= cutChunk {
 		l.die(fresh)
 		return
@@ -64,6 +65,16 @@ func (l *loop) runCut(batch []*session) {
 	}()
 }
 
+// each runs f for every session; a panic in one does not keep it from the others.
+func (l *loop) each(batch []*session, f func(*session)) {
+	for _, s := range batch {
+		func() {
+			defer l.eng.guard(s)
+			f(s)
+		}()
+	}
+}
+
 // freeze stops a side: gnet writes its outbound buffer before it calls anybody, so writing is switched off where
 // something is buffered. Reading needs no switch: the closed gate drops what comes.
 func (sd *side) freeze() {
@@ -80,11 +91,11 @@ func (sd *side) freeze() {
 // is more urgent, and their clients are told meanwhile.
 func (l *loop) die(batch []*session) {
 	targets := make(map[*controller][]*target)
-	for _, s := range batch {
+	l.each(batch, func(s *session) {
 		t := s.newTarget(nil)
 		s.target = t
 		targets[s.control] = append(targets[s.control], t)
-	}
+	})
 	for c, ts := range targets {
 		if c != nil {
 			c.submit(ts)
@@ -97,10 +108,10 @@ func (l *loop) die(batch []*session) {
 			go l.eng.cancelFallback(t)
 		}
 	}
-	for _, s := range batch {
+	l.each(batch, func(s *session) {
 		s.dieFront()
 		s.advance(prClosed)
-	}
+	})
 }
 
 // dieFront tells the client, if its stream stands at a message boundary and it has read all it was sent; else it is
@@ -128,7 +139,7 @@ func (s *session) dieFront() {
 	unix.Shutdown(front.conn.Fd(), unix.SHUT_WR)
 	front.phase = phDrain
 	front.arm()
-	s.linger(lingerTime)
+	front.linger(lingerTime)
 }
 
 // swallow drops what comes in for a side that relays no more. What the backend still says is looked at, since it
@@ -154,6 +165,9 @@ func (s *session) observe(p []byte) {
 		return
 	}
 	w := s.link.wire
+	if s.link.broken {
+		return // crypto/tls reads nothing any more: what comes is dropped, not collected
+	}
 	w.in = append(append([]byte(nil), w.in...), p...)
 	for {
 		n, err := s.link.tls.Read(s.loop.scratch)
@@ -161,6 +175,7 @@ func (s *session) observe(p []byte) {
 			s.observePlain(s.loop.scratch[:n])
 		}
 		if err != nil || n == 0 {
+			s.link.noteError(err)
 			w.out = w.out[:0]
 			return
 		}
@@ -212,7 +227,8 @@ func (s *session) backendSettled(t *target) {
 		if t.needsLastWords() && !s.evidence.eof {
 			// A backend leaves the list of backends just before its process closes the socket.
 			s.awaiting = t
-			s.linger(lastWordsTime)
+			s.awaitUntil = s.now() + int64(lastWordsTime)
+			s.rearm()
 			return
 		}
 		sd.drop()
@@ -221,7 +237,7 @@ func (s *session) backendSettled(t *target) {
 }
 
 // lastWordsTime bounds the wait for the end of the stream of a backend that has been seen gone.
-const lastWordsTime = 200 * time.Millisecond
+const lastWordsTime = 2 * time.Second
 
 // maxLastWordsBytes bounds what is read of a dead backend at one go: more than the kernel buffers for one socket by
 // default.

@@ -24,6 +24,17 @@ type link struct {
 	host   HostPort
 	remote net.Addr // as connected; the control connection must reach this very address
 	port   int      // our own TCP port: with the pid it identifies the backend; 0 on unix sockets
+	broken bool     // the TLS stream cannot be read any more; owned by the loop
+}
+
+// noteError remembers an error that crypto/tls will repeat for ever, and lets go of what it has not read.
+func (l *link) noteError(err error) (final bool) {
+	var ne net.Error
+	if err == nil || errors.As(err, &ne) && ne.Temporary() {
+		return false
+	}
+	l.broken, l.wire.in = true, nil
+	return true
 }
 
 // Read and Write go through TLS where there is one, and always through the wire.
@@ -70,7 +81,7 @@ func (u *Upstream) dialHost(ctx context.Context, s *session, host HostPort, host
 	}
 	limitUnsent(raw)
 	w := &wire{s: s, raw: raw}
-	l := &link{wire: w, host: host, remote: raw.RemoteAddr()}
+	l := &link{wire: w, host: host, remote: ownAddr(raw.RemoteAddr())}
 	if a, ok := raw.LocalAddr().(*net.TCPAddr); ok {
 		l.port = a.Port
 	}
@@ -107,9 +118,9 @@ func limitUnsent(c net.Conn) {
 // negotiateTLS asks for TLS as sslmode wants it. Exactly one byte is read before the handshake: anything a
 // man in the middle slipped in behind it fails the handshake instead of being taken for the server's.
 func (u *Upstream) negotiateTLS(ctx context.Context, conn net.Conn, host HostPort) (*tls.Conn, error) {
-	cfg, err := u.tlsConfig(host)
-	if err != nil || cfg == nil {
-		return nil, err
+	cfg := u.tlsConfig(host)
+	if cfg == nil {
+		return nil, nil
 	}
 	if _, err := conn.Write(codec.AppendSSLRequest(nil)); err != nil {
 		return nil, err

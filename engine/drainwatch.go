@@ -104,7 +104,7 @@ func (sd *side) watch() {
 // drained writes out what is buffered and lets go on what waited for it.
 func (sd *side) drained() {
 	sd.watched = false
-	if sd.conn == nil || sd.phase != phRelay && sd.phase != phFlush {
+	if sd.conn == nil || sd.phase != phRelay && sd.phase != phFlush || sd.s.cutNow() {
 		return
 	}
 	if sd.buffered() > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,7 @@ func (sd *side) closed(err error) {
 		s.eng.drains.forget(sd.conn.Fd(), sd)
 	}
 	sd.conn = nil
+	sd.until = 0
 	sd.phase = phClosed
 	sd.ahead = nil
 	if !sd.isFront && s.target != nil && s.control != nil {
@@ -41,23 +43,37 @@ func (sd *side) closed(err error) {
 		}
 	}
 	if s.reason == reasonNone {
-		r := ReasonUpstreamLost
-		switch {
-		case sd.isFront || s.terminated:
-			r = ReasonClientGone
-		case s.lastBackend == 'E':
-			r = ReasonBackendGone // it has told the client why
+		r := ReasonClientGone
+		if !sd.isFront {
+			r = s.backendLoss()
 		}
 		detail := ""
 		if err != nil {
 			detail = err.Error()
 		}
 		s.end(r, detail)
-		if sd.isFront && !errors.Is(err, io.EOF) && s.back.phase == phDrain {
-			s.back.close() // the client was lost, not done: Postgres would not go on for it either
+		if sd.isFront && !errors.Is(err, io.EOF) && s.back.phase == phDrain && !s.busy() {
+			s.back.close() // the client was lost, not done, and nothing is under way
 		}
 	}
 	s.checkDone()
+}
+
+// backendLoss says why the backend's stream has ended.
+func (s *session) backendLoss() Reason {
+	switch {
+	case s.terminated:
+		return ReasonClientGone
+	case s.lastBackend == 'E':
+		return ReasonBackendGone // it has told the client why
+	}
+	return ReasonUpstreamLost
+}
+
+// busy tells whether Postgres still has something to do for the session.
+func (s *session) busy() bool {
+	_, requests := unpackActivity(s.activity.Load())
+	return requests > 0
 }
 
 // endAtSyncPoint ends the session now if it stands at one, else when it comes to the next.
@@ -111,20 +127,29 @@ func (s *session) end(r Reason, detail string) {
 // terminateMessage lets Postgres end in the ordinary way instead of noting a lost client.
 var terminateMessage = []byte{'X', 0, 0, 0, 4}
 
-// giveUpLingering closes whatever has not closed in time.
-func (s *session) giveUpLingering() {
-	s.lingerUntil = 0
-	if s.front.open() {
-		if s.front.buffered() > 0 {
-			s.front.drop()
-		} else {
-			s.front.close()
-		}
+// linger bounds how long this side may still take to close.
+func (sd *side) linger(d time.Duration) {
+	sd.until = sd.s.now() + int64(d)
+	sd.s.rearm()
+}
+
+// expire closes a side whose time is up. A backend that still works for a client that has left keeps its socket:
+// Postgres would go on for it without us as well, and as long as the session is known, a revocation finds it.
+func (sd *side) expire() {
+	s := sd.s
+	sd.until = 0
+	switch {
+	case !sd.open():
+	case sd.isFront && sd.buffered() == 0:
+		sd.close()
+	case sd.isFront:
+		sd.drop()
+	case s.target != nil || s.isCut: // a backend that is being killed is closed when its end is certain
+	case (sd.phase == phDrain || sd.phase == phFlush) && s.busy() && !s.eng.draining.Load():
+		sd.linger(s.eng.timeouts().Drain)
+	default:
+		sd.drop()
 	}
-	if (s.target == nil || s.awaiting != nil) && s.back.open() { // a backend that is being killed is closed when its end is certain
-		s.back.drop()
-	}
-	s.checkDone()
 }
 
 // checkDone runs when the last socket is gone.
@@ -133,7 +158,6 @@ func (s *session) checkDone() {
 		return
 	}
 	s.done = true
-	s.lingerUntil = 0
 	s.rearm()
 	l := s.loop
 	delete(l.sessions, s)

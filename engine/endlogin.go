@@ -16,7 +16,7 @@ import (
 // a reset that destroys the text.
 const lingerTime = time.Second
 
-// endLogin ends a session that has not come to a loop. It may linger for a second; nobody waits for that.
+// endLogin ends a session that has not come to a loop. It lingers for up to a second once the evidence is complete.
 func (e *Engine) endLogin(s *session, front *wire, lerr *loginError) {
 	s.mu.Lock()
 	if s.cutNow() && !lerr.reason.cutReason() {
@@ -33,13 +33,17 @@ func (e *Engine) endLogin(s *session, front *wire, lerr *loginError) {
 	e.logLogin(s, lerr)
 
 	backendGone := e.endLoginBackend(s, wasCut)
-	e.tellClient(s, front, lerr)
+	told := e.tellClient(s, front, lerr)
 	s.advance(prClosed)
 	if backendGone != nil {
 		<-backendGone
 	}
 	if s.id != "" {
 		s.conclude(nil)
+	}
+	if told {
+		front.raw.SetDeadline(time.Now().Add(lingerTime))
+		io.CopyN(io.Discard, front.raw, 1<<20)
 	}
 	front.raw.Close()
 	e.release(s)
@@ -56,21 +60,32 @@ func (e *Engine) abandonLogin(s *session, front *wire, lerr *loginError) {
 	case stEnrolling, stLive, stEnding:
 		s.loop.post(func() { s.enrollFailed(lerr.err) })
 	case stEnded:
+		if s.link != nil {
+			s.link.wire.raw.Close()
+		}
+		if s.id != "" {
+			s.conclude(nil)
+		}
 		front.raw.Close()
 		e.release(s)
 	}
 }
 
-// tellClient writes the last word, on a connection whose stream is at a message boundary: a login writes whole
-// messages only. Before the client has proved who it is, it learns no id and no time.
-func (e *Engine) tellClient(s *session, front *wire, lerr *loginError) {
+// tellClient writes the last word and closes our half of the connection; it reports whether it said anything. A login
+// writes whole messages; where a cut has torn one, the client is reset instead. Before the client has proved who it
+// is, it learns no id and no time.
+func (e *Engine) tellClient(s *session, front *wire, lerr *loginError) (told bool) {
+	if front.torn {
+		resetOnClose(front.raw)
+		return false
+	}
 	fields := lerr.fields
 	if fields == nil {
 		f := s.lastWord(lerr.reason, s.authenticated)
 		fields = &f
 	}
 	if fields.Code == "" {
-		return
+		return lerr.reason == ReasonLoginRefused // what Postgres said must arrive, like a word of our own
 	}
 	front.raw.SetDeadline(time.Now().Add(lingerTime))
 	msg := codec.AppendErrorResponse(nil, *fields)
@@ -78,10 +93,10 @@ func (e *Engine) tellClient(s *session, front *wire, lerr *loginError) {
 		msg = codec.AppendErrorResponseV2(nil, *fields)
 	}
 	if _, err := front.raw.Write(msg); err != nil {
-		return
+		return false
 	}
 	closeWrite(front.raw)
-	io.CopyN(io.Discard, front.raw, 1<<20)
+	return true
 }
 
 func closeWrite(c net.Conn) {

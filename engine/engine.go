@@ -95,6 +95,9 @@ func New(cfg Config) (*Engine, error) {
 	e.applySettings(cfg.Limits, cfg.Timeouts, cfg.Contact)
 	for name, d := range cfg.Databases {
 		u := d.Upstream
+		if err := u.load(); err != nil {
+			return nil, fmt.Errorf("databases.%s: %w", name, err)
+		}
 		if u.Control != nil {
 			control := *u.Control
 			if control.Database == "" {
@@ -164,9 +167,9 @@ func (e *Engine) Cut(of revoke.Order) {
 			logins = append(logins, s)
 		case stLive, stEnding:
 			batches[s.loop] = append(batches[s.loop], s)
-		case stEnrolling, stEnded:
-			// Enrolling: the loop looks at the gate before it reads anything. Ended: nothing can pass, and what is
-			// left of it reports by itself.
+		case stEnrolling: // the loop looks at the gate before it reads anything
+		case stEnded: // nothing can pass; what is left of it reports by itself
+			s.advance(prCut)
 		}
 	}
 	for l, batch := range batches {

@@ -51,6 +51,12 @@ func (e *Engine) enroll(s *session, front *wire) *loginError {
 
 // enroll returns when the loop has opened the side. The connection is closed: the loop has a duplicate.
 func (l *loop) enroll(c net.Conn, sd *side) error {
+	// gnet recycles the bytes of a zone, which belong to the address.
+	for _, a := range []net.Addr{c.LocalAddr(), c.RemoteAddr()} {
+		if a, ok := a.(*net.TCPAddr); ok {
+			a.Zone = ""
+		}
+	}
 	res, err := l.el.Enroll(gnet.NewContext(context.Background(), sd), c)
 	if err != nil {
 		c.Close()

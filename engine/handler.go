@@ -63,6 +63,11 @@ func (e *Engine) guard(s *session) {
 			s.back.drop()
 		}
 	}()
+	if s.reason != reasonNone { // it was ending already, and that is what failed
+		s.front.drop()
+		s.back.drop()
+		return
+	}
 	s.end(ReasonBug, fmt.Sprintf("panic: %v", p))
 }
 

@@ -26,15 +26,28 @@ func newIndex() *index {
 	}
 }
 
-// add registers s and returns how many sessions its principal and its database entry have with it.
-func (x *index) add(s *session) (ofPrincipal int) {
+func (x *index) add(s *session) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.sessions[s.id] = s
 	insert(x.principals, s.identity.Principal, s)
 	insert(x.roles, s.identity.Role, s)
 	insert(x.databases, s.identity.Database, s)
-	return len(x.principals[s.identity.Principal])
+}
+
+// count makes s one of the sessions of its principal, unless there are limit of them already. Only sessions that have
+// proved who they are count: a name alone must not lock its owner out.
+func (x *index) count(s *session, limit int) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	n := 0
+	for other := range x.principals[s.identity.Principal] {
+		if other.counted {
+			n++
+		}
+	}
+	s.counted = n < limit
+	return s.counted
 }
 
 func (x *index) remove(s *session) {

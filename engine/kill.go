@@ -107,10 +107,10 @@ func (c *controller) terminate(ctx context.Context, p *proof, batch []*target) e
 			}
 			c.eng.giveUp(t, "", why)
 		case row[6] == "" && row[4] == "t":
-			t.superuser, t.state, t.start = true, row[1], row[3]
+			t.state, t.start = row[1], row[3]
 			c.eng.giveUp(t, "", "the role is a superuser and the control role is not")
 		default:
-			t.found, t.state, t.start = true, row[1], row[3]
+			t.found, t.state, t.start, t.server = true, row[1], row[3], p.server
 			t.xid = fullXID(row[2], row[5])
 			c.verifying = append(c.verifying, t)
 		}
@@ -154,7 +154,13 @@ func (c *controller) verify(ctx context.Context) time.Duration {
 		for _, row := range out {
 			present[row[0]] = row[1]
 		}
+		server := c.proof.Load().server
 		for _, t := range c.verifying {
+			if t.server != server {
+				// An address can lead to another server after a failover; there nothing is to be seen of this backend.
+				c.eng.giveUp(t, "", "the server was restarted or replaced before the backend was seen gone")
+				continue
+			}
 			start, there := present[strconv.FormatUint(uint64(t.pid), 10)]
 			if there && (start == t.start || start == "") {
 				still = append(still, t)
@@ -261,7 +267,8 @@ func (c *controller) answerAsks(ctx context.Context) {
 // prove finds out what the control role may do, and ends a session of its own to see that it can be found.
 func (c *controller) prove(ctx context.Context, conn *pgconn.PgConn) (*proof, error) {
 	p := &proof{}
-	out, err := rows(ctx, conn, `SELECT r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE'), pg_has_role('pg_read_all_stats', 'USAGE')
+	out, err := rows(ctx, conn, `SELECT r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE'), pg_has_role('pg_read_all_stats', 'USAGE'),
+       pg_postmaster_start_time()::text
 FROM pg_roles r WHERE r.rolname = current_user`)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the rights of the control role: %w", err)
@@ -269,7 +276,7 @@ FROM pg_roles r WHERE r.rolname = current_user`)
 	if len(out) != 1 {
 		return nil, fmt.Errorf("the control role %q is not in pg_roles", c.upstream.Control.User)
 	}
-	p.superuser = out[0][0] == "t"
+	p.superuser, p.server = out[0][0] == "t", out[0][3]
 	if !p.superuser && out[0][1] != "t" {
 		p.missing = "pg_signal_backend"
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -193,7 +194,7 @@ func TestAFloodUnderALowDescriptorLimitLeavesAdmittedSessionsWorking(t *testing.
 	}
 	pgtest.Wait(t, "the flood to be over", func() bool {
 		c.ask("counts", "COUNTS ", &alive, &index, &descriptors, &acceptErrors)
-		return alive == len(admitted) && index == len(admitted) && descriptors == baseline
+		return alive == len(admitted) && index == len(admitted) && descriptors <= baseline
 	})
 	s, err := login("md5user")
 	if err != nil {
@@ -357,8 +358,10 @@ func TestLoginsBeyondTheirSlotsWaitAndTheirNumberIsBounded(t *testing.T) {
 	if dialled > slots || len(n.loginSlots) != slots {
 		t.Errorf("%d logins talk to a backend and %d slots are taken, want %d", dialled, len(n.loginSlots), slots)
 	}
+	// A login that gets its slot in the last moment may be told that it found nobody; the others are told nothing.
 	for _, c := range conns {
-		if said, err := io.ReadAll(c); len(said) > 0 || err != nil {
+		said, err := io.ReadAll(c)
+		if err != nil || len(said) > 0 && !bytes.Contains(said, []byte("C08001\x00")) {
 			t.Errorf("a login that waited was told %q, %v", said, err)
 		}
 	}

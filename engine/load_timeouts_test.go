@@ -163,7 +163,7 @@ func TestReloadArmsTimeoutsOfSessionsThatExist(t *testing.T) {
 func TestReloadDoesNotTakeABusySessionForAnIdleOne(t *testing.T) {
 	n := startNode(t, nil)
 	raw := n.raw("trustuser")
-	s := n.index.all()[0]
+	s := n.only("trustuser")
 	s.lastActive.Store(s.now() - int64(time.Hour)) // its login was an hour ago
 	raw.Query("SELECT 1")
 	pgtest.WaitFor[*pgproto3.ReadyForQuery](raw)
@@ -260,7 +260,7 @@ func loadStates(t *testing.T, n *node) {
 	leaving := n.raw("md5user") // was killed, and does not close
 	n.verified(n.revoke("md5user"), 1)
 	pgtest.WaitFor[*pgproto3.ErrorResponse](leaving)
-	pgtest.Wait(t, "all logins to be under way", func() bool { return n.index.len() >= 6 && len(n.loginSlots) >= 2 })
+	pgtest.Wait(t, "all logins to be under way", func() bool { return n.index.len() >= 6 && len(n.loginSlots) >= 1 })
 }
 
 func TestStopEndsSessionsInEveryStateAndLeavesNothingBehind(t *testing.T) {

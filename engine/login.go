@@ -50,16 +50,21 @@ func (e *Engine) login(s *session, conn net.Conn) {
 			e.abandonLogin(s, front, fail(ReasonBug, fmt.Errorf("panic: %v", p)))
 		}
 	}()
+	ctx, cancel := context.WithDeadline(context.Background(), s.began.Add(e.limits().LoginTimeout))
+	defer cancel()
+	s.mu.Lock()
+	s.interrupt = cancel
+	s.mu.Unlock()
 	s.hold(conn)
 	reader := newReader(front)
 	defer freeReader(reader)
-	lerr := e.runLogin(s, front, reader)
+	lerr := e.runLogin(ctx, s, front, reader)
 	if lerr != nil {
 		e.endLogin(s, front, lerr)
 	}
 }
 
-func (e *Engine) runLogin(s *session, front *wire, reader *bufio.Reader) *loginError {
+func (e *Engine) runLogin(ctx context.Context, s *session, front *wire, reader *bufio.Reader) *loginError {
 	pkt, lerr := readStartup(front, reader)
 	if lerr != nil {
 		return lerr
@@ -71,31 +76,31 @@ func (e *Engine) runLogin(s *session, front *wire, reader *bufio.Reader) *loginE
 	if lerr := e.register(s, pkt); lerr != nil {
 		return lerr
 	}
-	select { // bounded, and within the login's deadline
-	case e.loginSlots <- struct{}{}:
-		defer func() { <-e.loginSlots }()
-	case <-time.After(time.Until(s.began.Add(e.limits().LoginTimeout))):
-		return fail(ReasonLoginTimeout, nil)
-	case <-e.done:
-		return fail(ReasonShutdownLogin, nil)
+	slot := loginSlot{slots: e.loginSlots}
+	defer slot.give()
+	if err := slot.take(ctx); err != nil {
+		return s.ioError(err, ReasonShutdownLogin)
 	}
-	ctx, cancel := context.WithDeadline(context.Background(), s.began.Add(e.limits().LoginTimeout))
-	defer cancel()
 	l, err := s.entry.upstream.dial(ctx, s)
-	if err != nil {
+	if err != nil && e.draining.Load() {
+		return fail(ReasonShutdownLogin, err)
+	} else if err != nil {
 		return fail(ReasonUpstreamUnreachable, err)
 	}
 	s.link = l
 	s.control = e.controls.at(s.entry, l)
 	backend := newReader(l.conn())
 	defer freeReader(backend)
-	p := &passthrough{s: s, pkt: pkt, client: reader, front: front, backend: backend}
+	p := &passthrough{s: s, pkt: pkt, client: reader, front: front, backend: backend, ctx: ctx, slot: &slot}
 	greeting, lerr := p.run()
 	if lerr != nil {
 		return lerr
 	}
 	if err := s.control.learn(ctx, s); err != nil {
 		e.log.Warn("cannot find the backend of a session; its kill cannot be verified", "session", s.id, "error", err)
+	}
+	if n := e.limits().PerPrincipal; n > 0 && !e.index.count(s, n) {
+		return fail(ReasonPrincipalSessions, nil)
 	}
 	// The check is repeated now that the client has proved who it is; what comes later finds the session in the index.
 	if lerr := e.checkAccess(s); lerr != nil {
@@ -107,6 +112,33 @@ func (e *Engine) runLogin(s *session, front *wire, reader *bufio.Reader) *loginE
 	s.front.ahead = takeBuffered(reader)
 	s.back.ahead = takeBuffered(backend)
 	return e.enroll(s, front)
+}
+
+// loginSlot is one of limits.max_logins. A login gives it back while it waits for its client, so that clients that
+// take their time block nobody.
+type loginSlot struct {
+	slots chan struct{}
+	held  bool
+}
+
+func (l *loginSlot) take(ctx context.Context) error {
+	select {
+	case l.slots <- struct{}{}:
+		l.held = true
+		return nil
+	case <-ctx.Done():
+		if ctx.Err() == context.DeadlineExceeded {
+			return os.ErrDeadlineExceeded
+		}
+		return ctx.Err()
+	}
+}
+
+func (l *loginSlot) give() {
+	if l.held {
+		l.held = false
+		<-l.slots
+	}
 }
 
 // readStartup answers SSLRequest and GSSENCRequest as Postgres does without TLS, each at most once, and returns the
@@ -174,7 +206,14 @@ func startupError(err error) *loginError {
 	if !errors.As(err, &se) {
 		return fail(ReasonProtocol, err)
 	}
-	return &loginError{reason: ReasonProtocol, err: err,
+	reason := ReasonProtocol
+	switch se.Code {
+	case ReasonNoUser.SQLState():
+		reason = ReasonNoUser
+	case ReasonUnsupported.SQLState():
+		reason = ReasonUnsupported
+	}
+	return &loginError{reason: reason, err: err,
 		fields: &codec.ErrorFields{Severity: codec.SeverityFatal, Code: se.Code, Message: se.Message}}
 }
 
@@ -186,7 +225,7 @@ func (e *Engine) register(s *session, pkt *codec.StartupPacket) *loginError {
 	s.id = e.newSessionID()
 	s.identity = revoke.NewIdentity(user, user, db, s.id)
 	s.authSeq = e.cfg.Table.Applied()
-	ofPrincipal := e.index.add(s)
+	e.index.add(s)
 	if lerr := e.checkAccess(s); lerr != nil {
 		return lerr
 	}
@@ -201,9 +240,6 @@ func (e *Engine) register(s *session, pkt *codec.StartupPacket) *loginError {
 		if entry = e.databases["*"]; entry == nil {
 			return fail(ReasonUnknownDatabase, nil)
 		}
-	}
-	if n := e.limits().PerPrincipal; n > 0 && ofPrincipal > n {
-		return fail(ReasonPrincipalSessions, nil)
 	}
 	if !e.admit() {
 		return fail(ReasonTooManySessions, nil)

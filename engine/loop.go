@@ -59,7 +59,6 @@ func (e *Engine) startLoops() error {
 	if err := e.client.Start(); err != nil {
 		return fmt.Errorf("cannot start the event loops: %w", err)
 	}
-	e.clock = newClock(e)
 	if e.drains, err = newDrainWatch(); err != nil {
 		return err
 	}
@@ -86,6 +85,7 @@ func (e *Engine) startLoops() error {
 		l := &loop{eng: e, el: el, epfd: epfd, sessions: make(map[*session]struct{}), scratch: make([]byte, readBufferBytes)}
 		e.loops = append(e.loops, l)
 	}
+	e.clock = newClock(e)
 	go e.clock.run()
 	e.background.Go(e.drains.run)
 	return nil
@@ -175,17 +175,17 @@ func (l *loop) tick() {
 func (l *loop) drain(atOnce bool) {
 	for s := range l.sessions {
 		switch {
-		case s.reason != reasonNone && atOnce && s.target == nil:
-			s.giveUpLingering()
+		case s.reason != reasonNone && atOnce && s.target == nil && !s.isCut:
+			s.front.expire()
+			s.back.expire()
 		case s.reason != reasonNone:
 		case atOnce:
 			s.end(ReasonShutdown, "")
 			if s.back.phase == phDrain {
 				s.back.close() // nobody waits for what Postgres still does
 			}
-			if !s.done {
-				s.lingerUntil = 0 // what a client does not read now it will not get
-				s.linger(lingerTime)
+			if s.front.open() {
+				s.front.linger(lingerTime) // what a client does not read now it will not get
 			}
 		default:
 			s.endAtSyncPoint(ReasonShutdown)

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,13 +23,14 @@ type passthrough struct {
 	client  *bufio.Reader
 	front   *wire
 	backend *bufio.Reader
+	ctx     context.Context
+	slot    *loginSlot
 	buf     []byte
 
-	asked         uint16 // minor protocol version the client asked for
-	minor         uint16 // that both sides speak
-	negotiated    bool   // the server sent its own NegotiateProtocolVersion
-	authenticated bool
-	greeting      []byte
+	asked      uint16 // minor protocol version the client asked for
+	minor      uint16 // that both sides speak
+	negotiated bool   // the server sent its own NegotiateProtocolVersion
+	greeting   []byte
 }
 
 // run returns what the client gets once it is admitted: AuthenticationOk to ReadyForQuery, with a cancel key of
@@ -81,7 +83,7 @@ func (p *passthrough) sendStartup() *loginError {
 }
 
 func (p *passthrough) fromBackend(typ byte, body []byte) (done bool, _ *loginError) {
-	if !p.authenticated && typ == 'R' && p.asked > codec.NewestMinor && !p.negotiated {
+	if !p.s.authenticated && typ == 'R' && p.asked > codec.NewestMinor && !p.negotiated {
 		p.negotiated = true
 		if lerr := p.toClient(codec.AppendNegotiateProtocolVersion(nil, codec.NewestMinor, nil)); lerr != nil {
 			return false, lerr
@@ -100,7 +102,7 @@ func (p *passthrough) fromBackend(typ byte, body []byte) (done bool, _ *loginErr
 		}
 		return false, lerr
 	case 'N':
-		if !p.authenticated {
+		if !p.s.authenticated {
 			return false, p.toClient(codec.AppendMessage(nil, typ, body))
 		}
 		p.greeting = codec.AppendMessage(p.greeting, typ, body)
@@ -128,7 +130,7 @@ func (p *passthrough) fromBackend(typ byte, body []byte) (done bool, _ *loginErr
 		}
 		p.greeting = codec.AppendBackendKeyData(p.greeting, p.s.virtual)
 	case 'Z':
-		if !p.authenticated || len(body) != 1 {
+		if !p.s.authenticated || len(body) != 1 {
 			return false, fail(ReasonUpstreamProtocol, errors.New("unexpected ReadyForQuery"))
 		}
 		p.greeting = codec.AppendReadyForQuery(p.greeting, body[0])
@@ -146,14 +148,13 @@ func (p *passthrough) authentication(body []byte) *loginError {
 	if err != nil {
 		return fail(ReasonUpstreamProtocol, err)
 	}
-	if p.authenticated {
+	if p.s.authenticated {
 		return fail(ReasonUpstreamProtocol, errors.New("authentication request after AuthenticationOk"))
 	}
 	msg := codec.AppendMessage(nil, 'R', body)
 	expected := "password"
 	switch code {
 	case codec.AuthOK:
-		p.authenticated = true
 		p.s.authenticated = true
 		p.greeting = append(p.greeting, msg...)
 		return nil
@@ -182,7 +183,12 @@ func (p *passthrough) authentication(body []byte) *loginError {
 // answer relays one password or SASL message; anything else, a second startup packet included, ends the login.
 func (p *passthrough) answer(expected string) *loginError {
 	var header [5]byte
-	if _, err := io.ReadFull(p.client, header[:]); err != nil {
+	p.slot.give()
+	_, err := io.ReadFull(p.client, header[:])
+	if err == nil {
+		err = p.slot.take(p.ctx)
+	}
+	if err != nil {
 		return p.s.ioError(err, ReasonClientGone)
 	}
 	typ, n, err := codec.MessageLength(header, codec.MaxAuthMessageLength)

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"net"
 
 	"github.com/panjf2000/gnet/v2"
 
@@ -227,9 +226,8 @@ func (s *session) relayTLS() {
 			s.forward(&s.back, s.loop.scratch[:n])
 		}
 		if err != nil {
-			var ne net.Error
-			if !errors.As(err, &ne) || !ne.Temporary() {
-				s.end(ReasonBackendGone, err.Error())
+			if s.link.noteError(err) {
+				s.end(s.backendLoss(), err.Error())
 			}
 			return
 		}

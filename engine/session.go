@@ -64,6 +64,7 @@ type session struct {
 
 	// Any goroutine.
 	gate       atomic.Uint32               // Reason that closed the gate; 0 while it is open
+	counted    bool                        // among its principal's; guarded by the index
 	fact       atomic.Pointer[revoke.Fact] // that closed the gate
 	activity   atomic.Uint32               // see activity.go
 	lastActive atomic.Int64                // ns since engine start of the last change of activity
@@ -75,12 +76,13 @@ type session struct {
 	wmu sync.Mutex
 
 	// mu guards what follows. Never held across I/O.
-	mu     sync.Mutex
-	state  sessionState
-	conns  []net.Conn // sockets of a login, whose deadlines a cut pulls to the past
-	orders []*order   // revocations that wait for this session
-	stage  progress
-	result revoke.SessionReceipt
+	mu        sync.Mutex
+	state     sessionState
+	conns     []net.Conn // sockets of a login, whose deadlines a cut pulls to the past
+	interrupt func()     // ends whatever else a login waits for
+	orders    []*order   // revocations that wait for this session
+	stage     progress
+	result    revoke.SessionReceipt
 
 	// Owned by the loop once enrolled; by the login goroutine before.
 	loop        *loop
@@ -89,7 +91,6 @@ type session struct {
 	detail      string // for log and audit, never for the client
 	timerIndex  int    // in loop.timers, -1 when not armed
 	due         int64  // ns since engine start
-	lingerUntil int64  // ns since engine start; 0: not lingering
 	closing     Reason // draining or too old: end for this reason at the next sync point
 	bytesIn     int64
 	bytesOut    int64
@@ -99,8 +100,10 @@ type session struct {
 	terminated  bool // the client sent Terminate
 	lastBackend byte // type of the newest message of the backend
 	isCut       bool // the loop has carried out the cut
+	cutOpen     bool // a socket was still open then: the session had not ended by itself
 	done        bool // both sockets are gone
 	target      *target
+	awaitUntil  int64   // ns since engine start; bounds awaiting
 	awaiting    *target // backend seen gone; the end of its stream is still to come
 }
 
@@ -157,9 +160,7 @@ func (s *session) cut(r Reason, f *revoke.Fact, o *order) sessionState {
 	s.orders = append(s.orders, o)
 	o.add(s, s.stage)
 	if s.state == stLogin {
-		for _, c := range s.conns {
-			c.SetDeadline(longAgo)
-		}
+		s.interruptLocked()
 	}
 	return s.state
 }
@@ -176,8 +177,15 @@ func (s *session) closeGateLocked(r Reason, f *revoke.Fact) {
 func (s *session) interruptLogin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.interruptLocked()
+}
+
+func (s *session) interruptLocked() {
 	for _, c := range s.conns {
 		c.SetDeadline(longAgo)
+	}
+	if s.interrupt != nil {
+		s.interrupt()
 	}
 }
 

@@ -46,7 +46,8 @@ type side struct {
 	ahead   []byte    // read during login; relayed first
 	held    [8]byte   // the first heldLen bytes of a message that cannot be judged yet
 	heldLen uint8
-	frozen  int // bytes that were buffered for this side when it was cut; they must never move
+	until   int64 // ns since engine start; how long this side may still take to close; 0: no limit
+	frozen  int   // bytes that were buffered for this side when it was cut; they must never move
 }
 
 func (sd *side) init(s *session, isFront bool) {
@@ -167,15 +168,15 @@ func (sd *side) finish() {
 		sd.phase = phFlush
 		sd.arm()
 		sd.watch()
-		sd.s.linger(sd.s.eng.timeouts().Drain)
+		sd.linger(sd.s.eng.timeouts().Drain)
 	default:
 		sd.phase = phDrain
 		unix.Shutdown(sd.conn.Fd(), unix.SHUT_WR)
 		sd.arm()
 		if sd.isFront {
-			sd.s.linger(lingerTime)
+			sd.linger(lingerTime)
 		} else {
-			sd.s.linger(sd.s.eng.timeouts().Drain)
+			sd.linger(sd.s.eng.timeouts().Drain)
 		}
 	}
 }

@@ -9,34 +9,33 @@ import (
 
 // target is one backend on its way out. It is concluded exactly once, by whoever learns its fate.
 type target struct {
-	s         *session
-	pid       uint32
-	port      int    // our own port; 0 where it does not identify the backend
-	start     string // backend_start, learned at login or read by the terminating statement
-	deadline  time.Time
-	ended     bool   // the session had ended by itself before the cut reached it, with nothing under way
-	requests  uint32 // not answered when the cut came
-	whenDone  func() // for a login: called after the result is final
-	found     bool   // the terminating statement returned its row
-	superuser bool
-	state     string // of pg_stat_activity, just before the terminate
-	xid       uint64 // transaction open at that moment, with its epoch; 0: none
-	xact      string // what pg_xact_status says of it, once the backend is gone
-	backend   string // gone | cancelled | closed | timeout
-	verified  bool
-	why       string
+	s        *session
+	pid      uint32
+	port     int    // our own port; 0 where it does not identify the backend
+	start    string // backend_start, learned at login or read by the terminating statement
+	deadline time.Time
+	ended    bool   // the session had ended by itself before the cut reached it, with nothing under way
+	requests uint32 // not answered when the cut came
+	whenDone func() // for a login: called after the result is final
+	found    bool   // the terminating statement returned its row
+	server   string // start time of the postmaster that did
+	state    string // of pg_stat_activity, just before the terminate
+	xid      uint64 // transaction open at that moment, with its epoch; 0: none
+	xact     string // what pg_xact_status says of it, once the backend is gone
+	backend  string // gone | cancelled | closed | timeout
+	verified bool
+	why      string
 }
 
 // newTarget describes the session for its receipt and sets out to end its backend.
 func (s *session) newTarget(whenDone func()) *target {
 	s.mu.Lock()
 	s.describeLocked(s.stateName())
-	ended := s.state == stEnded && s.loop != nil
+	over := s.state == stEnded && !s.cutOpen
 	s.mu.Unlock()
 	_, requests := unpackActivity(s.activity.Load())
-	if s.loop != nil && requests == 0 && (s.terminated || !s.reason.cutReason()) {
-		ended = true // it was on its way out, and Postgres had nothing left to do for it
-	}
+	// On its way out, with nothing left for Postgres to do for it.
+	ended := s.loop != nil && requests == 0 && (over || s.terminated || !s.reason.cutReason())
 	return &target{s: s, pid: s.key.PID, port: s.link.port, start: s.start, ended: ended, requests: requests,
 		deadline: time.Now().Add(s.eng.cfg.VerifyTimeout), whenDone: whenDone}
 }

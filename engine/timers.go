@@ -52,7 +52,7 @@ func (s *session) rearm() {
 // nextDue is when the earliest of the session's limits could strike, 0 for never.
 func (s *session) nextDue() int64 {
 	if s.reason != reasonNone {
-		return s.lingerUntil
+		return earliest(s.front.until, s.back.until, s.awaitUntil)
 	}
 	t := s.eng.timeouts()
 	due := int64(0)
@@ -80,8 +80,17 @@ func (s *session) nextDue() int64 {
 
 func (s *session) onTimer(now int64) {
 	if s.reason != reasonNone {
-		if s.lingerUntil > 0 && now >= s.lingerUntil {
-			s.giveUpLingering()
+		if s.awaitUntil > 0 && now >= s.awaitUntil {
+			s.awaitUntil = 0
+			s.back.drop()
+		}
+		for _, sd := range []*side{&s.front, &s.back} {
+			if sd.until > 0 && now >= sd.until {
+				sd.expire()
+			}
+		}
+		if !s.done {
+			s.rearm()
 		}
 		return
 	}
@@ -108,13 +117,15 @@ func (s *session) onTimer(now int64) {
 	s.rearm()
 }
 
-// linger bounds how long the last words of an ended session may take.
-func (s *session) linger(d time.Duration) {
-	until := s.now() + int64(d)
-	if s.lingerUntil == 0 || until > s.lingerUntil {
-		s.lingerUntil = until
+// earliest is the smallest of the times that are set, 0 for none.
+func earliest(times ...int64) int64 {
+	first := int64(0)
+	for _, at := range times {
+		if at > 0 && (first == 0 || at < first) {
+			first = at
+		}
 	}
-	s.rearm()
+	return first
 }
 
 // rearmAll plans anew after a change of timeouts. Without timeouts nobody has noted when sessions were last active:

@@ -45,6 +45,14 @@ type Upstream struct {
 	SSLMode     string      // disable | prefer | require | verify-ca | verify-full, as in libpq; "" means prefer
 	SSLRootCert string      // PEM file; "" or "system" means the system's roots
 	Control     *Credential // role that kills and verifies; nil: kills cannot be verified
+
+	roots *x509.CertPool // of SSLRootCert, read by load
+}
+
+// load reads what tlsConfig needs, once.
+func (u *Upstream) load() (err error) {
+	u.roots, err = u.rootPool()
+	return err
 }
 
 var sslModes = map[string]bool{"disable": true, "prefer": true, "require": true, "verify-ca": true, "verify-full": true}
@@ -65,6 +73,9 @@ func (u *Upstream) Validate() error {
 	}
 	if _, err := u.rootPool(); err != nil {
 		errs = append(errs, err)
+	}
+	if u.SSLRootCert == "system" && u.SSLMode != "" && u.SSLMode != "verify-full" {
+		errs = append(errs, fmt.Errorf("upstream: sslrootcert=system is weak with sslmode=%s: any public certificate would do; use verify-full", u.SSLMode))
 	}
 	if u.Control != nil && u.Control.User == "" {
 		errs = append(errs, errors.New("upstream: control role without a user name"))
@@ -197,15 +208,12 @@ func (u *Upstream) rootPool() (*x509.CertPool, error) {
 
 // tlsConfig returns what a connection to host needs, nil for none. As in libpq, require with a root certificate
 // verifies the chain, and prefer and require without one verify nothing.
-func (u *Upstream) tlsConfig(host HostPort) (*tls.Config, error) {
+func (u *Upstream) tlsConfig(host HostPort) *tls.Config {
 	mode := u.sslMode()
 	if mode == "disable" || strings.HasPrefix(host.Host, "/") {
-		return nil, nil
+		return nil
 	}
-	pool, err := u.rootPool()
-	if err != nil {
-		return nil, err
-	}
+	pool := u.roots
 	cfg := &tls.Config{ServerName: host.Host, RootCAs: pool, MinVersion: tls.VersionTLS12}
 	switch {
 	case mode == "verify-full":
@@ -222,5 +230,5 @@ func (u *Upstream) tlsConfig(host HostPort) (*tls.Config, error) {
 	default:
 		cfg.InsecureSkipVerify = true
 	}
-	return cfg, nil
+	return cfg
 }

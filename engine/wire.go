@@ -17,13 +17,15 @@ type wire struct {
 	s   *session
 	raw net.Conn // *net.TCPConn or *net.UnixConn
 
+	torn bool // a message was written in part: nothing can follow it
+
 	// Loop mode only, owned by the loop.
 	looped bool
 	in     []byte // ciphertext to be read; aliases the loop's buffer during one callback, else owned
 	out    []byte // ciphertext to be written
 }
 
-// errEmpty is a temporary net.Error: crypto/tls keeps its state across it and can be asked again.
+// emptyError is a temporary net.Error: crypto/tls keeps its state across it and can be asked again.
 type emptyError struct{}
 
 func (emptyError) Error() string   { return "no more bytes now" }
@@ -59,7 +61,9 @@ func (w *wire) Write(p []byte) (int, error) {
 	if w.s.cutNow() {
 		return 0, errCut
 	}
-	return w.raw.Write(p)
+	n, err := w.raw.Write(p)
+	w.torn = w.torn || err != nil && n > 0
+	return n, err
 }
 
 func (w *wire) Close() error                { return w.raw.Close() }

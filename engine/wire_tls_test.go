@@ -98,7 +98,6 @@ func TestWireSSLModesMeanWhatTheyMeanToLibpq(t *testing.T) {
 		{"verify-ca with another authority", own, "sslmode=verify-ca" + otherCA, refused},
 		{"verify-full with another authority", own, "sslmode=verify-full" + otherCA, refused},
 		{"verify-full with the system's authorities", own, "sslmode=verify-full", refused},
-		{"verify-ca with the system's authorities", own, "sslmode=verify-ca&sslrootcert=system", refused},
 		{"verify-ca of another name", wrongName, "sslmode=verify-ca" + ca, encrypted},
 		{"verify-full of another name", wrongName, "sslmode=verify-full" + ca, refused},
 		{"prefer without TLS at the server", plain, "sslmode=prefer", clear},
