@@ -23,6 +23,15 @@ func (c *Client) Await(ctx context.Context, pub *Publication, onLine func(revoke
 	c.inboxes.wantPresences(pub.inbox)
 	coordinator := revoke.NewCoordinator(pub.ID, pub.Seq, pub.SeenAt, pub.members, c.opts.VerifyTimeout)
 	coordinator.Covers(pub.Verb, pub.Scope)
+	// What the nodes have said between the publication and this call, a goodbye above all, was nobody's so far.
+	_, presences, _ := c.view.state()
+	for _, p := range presences {
+		if p.Seq > pub.Seq {
+			for _, line := range coordinator.Presence(time.Now(), p) {
+				onLine(line)
+			}
+		}
+	}
 	ticker := time.NewTicker(awaitTick)
 	defer ticker.Stop()
 	for {

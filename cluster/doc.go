@@ -14,12 +14,14 @@
 //	conn.go       connection options shared by nodes and clients
 //	follower.go   an ordered consumer that starts over at once at any doubt
 //	start.go      the order in which all of this begins
+//	previous.go   what earlier runs left behind, and who else uses the node id
 //	node.go       what others see of a node, and how it ends
 //	actor.go      the one owner of the state machine
 //	store.go      facts that the node has to store itself
 //	heartbeat.go  presence, and the proof of freshness
 //	receipts.go   evidence on its way to the receipt stream
 //	service.go    fleet queries
+//	repeats.go    what a log need not say again
 //
 // and of a client: client.go, view.go, inbox.go, publish.go, await.go, fleet.go, evidence.go.
 package cluster

@@ -31,11 +31,48 @@ type embeddedServer struct {
 	stateDir string
 	token    string
 	url      string // nats://TOKEN@host:port
+	port     int
 	js       server.JetStreamConfig
 }
 
-func startEmbedded(cfg Config, stateDir string) (*embeddedServer, error) {
-	return startEmbeddedWithToken(cfg, stateDir, newToken())
+// startEmbedded starts the server as whoever has joined knows it: with the token it had before and, unless a port is
+// configured, on the port it had before if that is still free.
+func startEmbedded(cfg Config, dir *stateDir) (*embeddedServer, error) {
+	before, err := dir.listener()
+	if err != nil {
+		return nil, err
+	}
+	token := newToken()
+	if before != nil {
+		token = before.Token
+		cfg.Listen = portAgain(cfg.Listen, before.Port)
+	}
+	e, err := startEmbeddedWithToken(cfg, dir.path, token)
+	if err != nil {
+		return nil, err
+	}
+	if now := (listenerRecord{Token: token, Port: e.port}); before == nil || now != *before {
+		if err := dir.recordListener(now); err != nil {
+			e.stop()
+			return nil, err
+		}
+	}
+	return e, nil
+}
+
+// portAgain puts a port into an address that leaves it open, unless somebody else listens there.
+func portAgain(listen string, port int) string {
+	host, open, err := net.SplitHostPort(listen)
+	if err != nil || open != "0" || port == 0 {
+		return listen
+	}
+	again := net.JoinHostPort(host, strconv.Itoa(port))
+	probe, err := net.Listen("tcp", again)
+	if err != nil {
+		return listen
+	}
+	probe.Close()
+	return again
 }
 
 func startEmbeddedWithToken(cfg Config, stateDir, token string) (*embeddedServer, error) {
@@ -86,6 +123,7 @@ func startEmbeddedWithToken(cfg Config, stateDir, token string) (*embeddedServer
 		e.stop()
 		return nil, fmt.Errorf("cannot read the address of the embedded NATS server: got %v", srv.Addr())
 	}
+	e.port = addr.Port
 	e.url = (&url.URL{
 		Scheme: "nats",
 		User:   url.User(token),
@@ -114,16 +152,13 @@ func (e *embeddedServer) stop() {
 	e.srv.WaitForShutdown()
 }
 
-// repeatEvery is how often the server's log may say the same thing; a full disk makes it say so for every message.
-const repeatEvery = 10 * time.Second
-
 // serverLogger passes the server's warnings and errors on to slog; the rest is noise in a proxy's log.
 type serverLogger struct {
 	log *slog.Logger
 
-	mu     sync.Mutex
-	last   string
-	saidAt time.Time
+	repeats repeatLimit
+
+	mu sync.Mutex
 	// lastError is the server's latest error, and failedAt when it came.
 	lastError string
 	failedAt  time.Time
@@ -150,14 +185,22 @@ func (l *serverLogger) say(level slog.Level, text string) {
 	if level == slog.LevelError {
 		l.lastError, l.failedAt = text, now
 	}
-	repeated := text == l.last && now.Sub(l.saidAt) < repeatEvery
-	if !repeated {
-		l.last, l.saidAt = text, now
-	}
 	l.mu.Unlock()
-	if !repeated {
+	if l.repeats.allow(faultOf(text), now, repeatEvery) {
 		l.log.Log(context.Background(), level, "NATS server: "+text)
 	}
+}
+
+// clientMark stands in the server's messages between the address of a client and what is wrong with it.
+const clientMark = " - cid:"
+
+// faultOf leaves out which connection a message is about: one with an outdated token comes again and again under
+// another number.
+func faultOf(text string) string {
+	if !strings.Contains(text, clientMark) {
+		return text
+	}
+	return text[strings.LastIndex(text, " - ")+len(" - "):]
 }
 
 // because is the tail of an error message: the last thing the server complained about.

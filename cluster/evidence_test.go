@@ -292,3 +292,55 @@ func TestReceiptQueueIsBounded(t *testing.T) {
 		t.Error("the newest receipt was dropped")
 	}
 }
+
+func TestAFinalReceiptReplacesAnyOtherAndIsReplacedByNone(t *testing.T) {
+	q := newReceiptQueue(nil, testConfig(t, "a").Logger)
+	n := &Node{cfg: Config{Node: "a", Boot: "b"}}
+	o := revoke.Order{Fact: revoke.Fact{ID: "one", Seq: 1}}
+	for _, tt := range []struct {
+		stage      revoke.Stage
+		unverified int
+		want       int
+	}{
+		{revoke.StageClosed, 0, 0}, {revoke.StageClosed, 2, 2}, {revoke.StageClosed, 0, 2}, {revoke.StageCut, 0, 2},
+	} {
+		q.put(receiptFor(n, o, tt.stage, 3, tt.unverified))
+		if r := q.waiting["one"].Value.(*queuedReceipt).receipt; r.Unverified != tt.want {
+			t.Fatalf("after %s with %d unverified a receipt with %d waits, want %d", tt.stage, tt.unverified, r.Unverified, tt.want)
+		}
+	}
+	taken, _ := q.take(time.Now())
+	if taken == nil {
+		t.Fatal("nothing waits")
+	}
+	q.put(receiptFor(n, o, revoke.StageClosed, 3, 0))
+	if len(q.waiting) != 0 {
+		t.Error("an earlier receipt waits behind the final one")
+	}
+}
+
+func TestANodeWithoutAControlRoleEndsTheWaitAtClosed(t *testing.T) {
+	cfg, eng := testConfig(t, "a"), newFakeEngine()
+	n := startNode(t, cfg, eng)
+	eng.mu.Lock()
+	eng.onCut = func(o revoke.Order) {
+		if o.Fact.Seq > 0 {
+			n.PublishReceipt(receiptFor(n, o, revoke.StageClosed, 3, 0))
+			n.PublishReceipt(receiptFor(n, o, revoke.StageClosed, 3, 3))
+		}
+	}
+	eng.mu.Unlock()
+	c := dial(t, DialOptions{StateDir: cfg.StateDir, VerifyTimeout: time.Hour})
+	pub, err := c.Publish(testContext(t), revoke.VerbKill, scopeOf("alice"), PublishOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := testContext(t)
+	verdict, receipts, err := c.Await(ctx, pub, nil)
+	if err != nil || ctx.Err() != nil || verdict.Verdict != revoke.CompleteUnverified {
+		t.Fatalf("the verdict is %+v, error %v, context %v", verdict, err, ctx.Err())
+	}
+	if len(receipts) != 1 || !receipts[0].Final() || len(receipts[0].Sessions) != 3 {
+		t.Errorf("the receipts are %+v", receipts)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -231,6 +232,35 @@ func TestNothingIsReadyBeforeTheFirstHeartbeatHasComeBack(t *testing.T) {
 	n.checkReady()
 	if ok, why := n.Ready(); !ok {
 		t.Fatalf("not ready, because %q", why)
+	}
+}
+
+func TestABareBlockIsListedWithTheTimeOfItsStorage(t *testing.T) {
+	cfg, eng := testConfig(t, "a"), newFakeEngine()
+	n := startNode(t, cfg, eng)
+	if err := rawConn(t, n.URL()).Publish("pgedge.revoke.principal.alice", nil); err != nil {
+		t.Fatal(err)
+	}
+	settled := eng.wait(t, "settled, for alice", settledOrder("alice"))
+	if !settled.Fact.At.IsZero() {
+		t.Errorf("the node has been told a time: %s", settled.Fact.At)
+	}
+	stream, err := n.js.Stream(testContext(t), journalStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg, err := stream.GetMsg(testContext(t), settled.Fact.Seq)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, DialOptions{StateDir: cfg.StateDir})
+	table, _, _, err := c.State(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := table.Blocks(time.Now())
+	if len(blocks) != 1 || !blocks[0].Fact.At.Equal(msg.Time) {
+		t.Errorf("the blocks are %+v, stored at %s", blocks, msg.Time)
 	}
 }
 

@@ -101,11 +101,16 @@ func TestNodeGivesWayToAYoungerBootOfItsID(t *testing.T) {
 	cfg.NATS = a.URL()
 	cfg.OnSuperseded = func(boot string) { superseded <- boot }
 	old := startNode(t, cfg, newFakeEngine())
-	young := startSecond(t, a, "twin", newFakeEngine())
+	// Two that start at the same moment do not see each other before they announce themselves.
+	young := newBoot(&bootRecord{bootID: bootID{"twin", old.Boot()}})
+	err := a.publishPresence(testContext(t), revoke.Presence{V: 1, Node: "twin", Boot: young, State: revoke.StateStarting})
+	if err != nil {
+		t.Fatal(err)
+	}
 	select {
 	case boot := <-superseded:
-		if boot != young.Boot() {
-			t.Errorf("superseded by %s, want %s", boot, young.Boot())
+		if boot != young {
+			t.Errorf("superseded by %s, want %s", boot, young)
 		}
 	case <-time.After(patience):
 		t.Fatal("the older boot goes on")
@@ -116,9 +121,6 @@ func TestNodeGivesWayToAYoungerBootOfItsID(t *testing.T) {
 	}
 	if ok, _ := old.Ready(); ok {
 		t.Error("the older boot still says it is ready")
-	}
-	if ok, why := young.Ready(); !ok {
-		t.Errorf("the younger boot is not ready: %s", why)
 	}
 }
 
@@ -157,7 +159,7 @@ func TestSessionsOfTheWholeFleetComeInPartsBelowTheMessageLimit(t *testing.T) {
 }
 
 func TestStreamsThatWouldLoseFactsAreRefusedByName(t *testing.T) {
-	srv, err := startEmbedded(testConfig(t, "plain").withDefaults(), t.TempDir())
+	srv, err := startEmbeddedWithToken(testConfig(t, "plain").withDefaults(), t.TempDir(), newToken())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +193,7 @@ func TestStreamsThatWouldLoseFactsAreRefusedByName(t *testing.T) {
 }
 
 func TestClientOfAServerWithoutAClusterIsToldSo(t *testing.T) {
-	srv, err := startEmbedded(testConfig(t, "plain").withDefaults(), t.TempDir())
+	srv, err := startEmbeddedWithToken(testConfig(t, "plain").withDefaults(), t.TempDir(), newToken())
 	if err != nil {
 		t.Fatal(err)
 	}

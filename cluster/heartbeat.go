@@ -148,7 +148,10 @@ func (n *Node) leave(ctx context.Context) error {
 	defer cancel()
 	// Without an expected sequence: a heartbeat may be on its way, and this one has to come last anyway.
 	number, _ := n.beat.next()
-	seq, err := n.publish(ctx, n.presence(number, revoke.StateLeft), anySequence)
+	p := n.presence(number, revoke.StateLeft)
+	// Without sessions a goodbye excuses the node from answering, so that evidence which is lost has to count as well.
+	p.Sessions += n.receipts.pending()
+	seq, err := n.publish(ctx, p, anySequence)
 	if err != nil {
 		return fmt.Errorf("cannot announce that the node has left: %w", err)
 	}

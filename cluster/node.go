@@ -24,6 +24,9 @@ var ErrSuperseded = errors.New("a younger process has announced itself under thi
 // it mean nothing to this node, and the next run starts from it afresh.
 var ErrJournalReplaced = errors.New("the journal has been replaced by another stream")
 
+// ErrNodeIDInUse is in the error of Start when a live boot of the same node id runs from another state directory.
+var ErrNodeIDInUse = errors.New("node id is in use")
+
 // Node is one member of the cluster.
 type Node struct {
 	// Immutable after Start.
@@ -37,9 +40,11 @@ type Node struct {
 	js       jetstream.JetStream
 	streamID string
 	started  time.Time
+	owed     []bootID // earlier runs that nobody has said goodbye for yet
 	follower *follower
 	receipts *receiptQueue
 	doubt    chan string // the follower's
+	repeats  repeatLimit // of what the connection complains about
 	stores   chan revoke.StoreCommand
 	rejects  chan rejection
 	service  micro.Service
@@ -158,7 +163,7 @@ func (n *Node) close(ctx context.Context) error {
 	}
 	if err := n.leave(ctx); err != nil {
 		problems = append(problems, err)
-	} else {
+	} else if len(n.owed) == 0 {
 		problems = append(problems, n.dir.forgetBoot())
 	}
 	n.release()
@@ -217,13 +222,29 @@ func (n *Node) onReconnect() {
 	n.reload("the connection was lost")
 }
 
+// onAsyncError also hears every attempt to connect again that NATS refuses, several times a second.
 func (n *Node) onAsyncError(sub *nats.Subscription, err error) {
+	now := time.Now()
+	if isAuthError(err) {
+		n.cfg.Metrics.GetOrCreateCounter(`pgedge_nats_auth_failures_total`).Inc()
+		if n.repeats.allow(err.Error(), now, alarmRepeat) {
+			n.log.Error("NATS refuses this node's credentials, trying on; no revocation reaches the node until they are accepted", "error", err)
+		}
+		return
+	}
 	subject := ""
 	if sub != nil {
 		subject = sub.Subject
 	}
-	n.log.Warn("NATS reports an error", "subject", subject, "error", err)
+	if n.repeats.allow(subject+" "+err.Error(), now, repeatEvery) {
+		n.log.Warn("NATS reports an error", "subject", subject, "error", err)
+	}
 	if errors.Is(err, nats.ErrSlowConsumer) {
 		n.reload("messages were dropped")
 	}
+}
+
+func isAuthError(err error) bool {
+	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||
+		errors.Is(err, nats.ErrAccountAuthExpired)
 }

@@ -40,7 +40,7 @@ type receiptQueue struct {
 	waiting  map[string]*list.Element // by revocation; the elements are *queuedReceipt
 	order    *list.List               // oldest first
 	sessions int                      // in all waiting receipts
-	working  map[string]revoke.Stage
+	working  map[string]int           // rank of what a worker is storing, by revocation
 }
 
 type queuedReceipt struct {
@@ -55,25 +55,28 @@ func newReceiptQueue(js jetstream.JetStream, log *slog.Logger) *receiptQueue {
 		idle:    make(chan struct{}, 1),
 		waiting: make(map[string]*list.Element),
 		order:   list.New(),
-		working: make(map[string]revoke.Stage),
+		working: make(map[string]int),
 	}
 }
 
-func stageRank(s revoke.Stage) int {
-	switch s {
+// receiptRank orders the receipts of one revocation; 0 is no receipt. A final one, whatever its stage, replaces
+// anything and is replaced by nothing but another one.
+func receiptRank(r revoke.Receipt) int {
+	switch r.Stage {
 	case revoke.StageCut:
 		return 1
-	case revoke.StageClosed:
+	case revoke.StageClosed, revoke.StageVerified:
+		if r.Final() {
+			return 3
+		}
 		return 2
-	case revoke.StageVerified:
-		return 3
 	}
 	return 0
 }
 
 // put queues a receipt and never blocks.
 func (q *receiptQueue) put(r revoke.Receipt) {
-	if !revoke.ValidID(r.Revocation) || stageRank(r.Stage) == 0 {
+	if !revoke.ValidID(r.Revocation) || receiptRank(r) == 0 {
 		q.m.receiptsDropped.Inc()
 		q.log.Error("dropped a receipt that has no valid id or stage", "revocation", r.Revocation, "stage", r.Stage)
 		return
@@ -93,12 +96,12 @@ func (q *receiptQueue) put(r revoke.Receipt) {
 // insert is called with mu held. A receipt of an earlier stage than one that is known already is not news.
 func (q *receiptQueue) insert(e *queuedReceipt) {
 	id := e.receipt.Revocation
-	if stageRank(e.receipt.Stage) < stageRank(q.working[id]) {
+	if receiptRank(e.receipt) < q.working[id] {
 		return
 	}
 	if old, ok := q.waiting[id]; ok {
 		prev := old.Value.(*queuedReceipt)
-		if stageRank(e.receipt.Stage) < stageRank(prev.receipt.Stage) {
+		if receiptRank(e.receipt) < receiptRank(prev.receipt) {
 			return
 		}
 		q.sessions += len(e.receipt.Sessions) - len(prev.receipt.Sessions)
@@ -145,7 +148,7 @@ func (q *receiptQueue) take(now time.Time) (*queuedReceipt, time.Duration) {
 			continue
 		}
 		q.remove(id)
-		q.working[id] = r.receipt.Stage
+		q.working[id] = receiptRank(r.receipt)
 		return r, 0
 	}
 	return nil, sleep
@@ -205,7 +208,7 @@ func (q *receiptQueue) loop(ctx context.Context) {
 	}
 }
 
-// store publishes a receipt: its pages first, so that a summary that says `verified` never promises what is not there.
+// store publishes a receipt: its pages first, so that a final summary never promises what is not there.
 // At the stage `cut` nothing is known about the single sessions yet.
 func (q *receiptQueue) store(ctx context.Context, r revoke.Receipt) error {
 	if r.Stage == revoke.StageCut {

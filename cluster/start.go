@@ -12,14 +12,12 @@ import (
 	"pgedge/revoke"
 )
 
-// goodbyeTimeout bounds what is published on behalf of a run that has ended.
-const goodbyeTimeout = 2 * time.Second
-
 // Start runs a node. It returns once the node is connected and consumes the journal; ReadyC tells when the journal has
 // been replayed and the first heartbeat has come back. ctx bounds the start only: the node runs until Close.
 //
 // With an external NATS that cannot be reached Start tries until ctx ends. It fails at once when the state directory
-// is taken (*LockedError), the configuration is wrong, or the streams are missing or set up differently.
+// is taken (*LockedError), the configuration is wrong, the streams are missing or set up differently, or another
+// process uses the node id (ErrNodeIDInUse).
 func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -64,8 +62,13 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 	if n.streamID, err = checkStreams(ctx, n.js, cfg.Replicas); err != nil {
 		return nil, err
 	}
-	n.sayGoodbyeFor(ctx, previous)
-	if err := n.dir.recordBoot(bootRecord{Node: n.cfg.Node, Boot: n.cfg.Boot}); err != nil {
+	if n.srv == nil {
+		if err := n.claimID(ctx, previous); err != nil {
+			return nil, err
+		}
+	}
+	n.sayGoodbyes(ctx, previous)
+	if err := n.dir.recordBoot(bootRecord{bootID{n.cfg.Node, n.cfg.Boot}, n.owed}); err != nil {
 		return nil, err
 	}
 	if err := n.run(ctx); err != nil {
@@ -104,7 +107,7 @@ func (n *Node) connect(ctx context.Context) error {
 	})
 	var err error
 	if n.cfg.NATS == Embedded {
-		if n.srv, err = startEmbedded(n.cfg, n.dir.path); err != nil {
+		if n.srv, err = startEmbedded(n.cfg, n.dir); err != nil {
 			return err
 		}
 		opts = append(opts, nats.InProcessServer(n.srv.srv), nats.Token(n.srv.token))
@@ -126,22 +129,6 @@ func (n *Node) connect(ctx context.Context) error {
 		return createStreams(ctx, n.js)
 	}
 	return nil
-}
-
-// sayGoodbyeFor publishes `left` for the run that held the state directory before and was killed. Holding the lock
-// proves that it is gone, so that nobody has to wait for its lease to end. If that fails they wait, and no more.
-func (n *Node) sayGoodbyeFor(ctx context.Context, previous *bootRecord) {
-	if previous == nil || previous.Boot == n.cfg.Boot {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, goodbyeTimeout)
-	defer cancel()
-	err := n.publishPresence(ctx, revoke.Presence{V: 1, Node: previous.Node, Boot: previous.Boot, At: time.Now().UTC(), State: revoke.StateLeft})
-	if err != nil {
-		n.log.Warn("cannot announce that the previous run has ended", "boot", previous.Boot, "error", err)
-		return
-	}
-	n.log.Info("announced that the previous run has ended", "boot", previous.Boot)
 }
 
 // run subscribes and starts the node's goroutines.

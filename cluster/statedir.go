@@ -19,6 +19,8 @@ const (
 	bootFile    = "boot"
 	natsURLFile = "nats-url"
 	journalDir  = "jetstream" // the name is the NATS server's
+	// listenerFile survives a stop, unlike nats-url: whoever has joined comes back with what it holds.
+	listenerFile = "nats-listener"
 
 	// maxSmallFileBytes bounds what is read from the files of the state directory.
 	maxSmallFileBytes = 4096
@@ -31,10 +33,26 @@ type stateDir struct {
 	lock *os.File
 }
 
-// bootRecord names the run of the process that owns the directory, or owned it when it ended without a goodbye.
-type bootRecord struct {
+// bootID is one run of a node.
+type bootID struct {
 	Node string `json:"node"`
 	Boot string `json:"boot"`
+}
+
+// bootRecord names the run of the process that owns the directory, or owned it when it ended without a goodbye.
+type bootRecord struct {
+	bootID
+	// Owed are earlier runs that ended without a goodbye, which could not be said for them yet.
+	Owed []bootID `json:"owed,omitempty"`
+}
+
+// maxOwed bounds the runs that are remembered for a goodbye; the oldest go first.
+const maxOwed = 32
+
+// listenerRecord is what the embedded server was reached by.
+type listenerRecord struct {
+	Token string `json:"token"`
+	Port  int    `json:"port"`
 }
 
 // LockedError says that another process uses the state directory.
@@ -143,6 +161,41 @@ func (d *stateDir) previousBoot() (*bootRecord, error) {
 	return &rec, nil
 }
 
+// listener is how the embedded server was reached before, nil when there never was one.
+func (d *stateDir) listener() (*listenerRecord, error) {
+	path := filepath.Join(d.path, listenerFile)
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", listenerFile, err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s holds the token of the NATS server and is open to other users (mode %04o): remove it for a new token, which every joined node then needs", path, info.Mode().Perm())
+	}
+	b, err := readSmallFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", listenerFile, err)
+	}
+	var rec listenerRecord
+	if err := json.Unmarshal(b, &rec); err != nil || !isTokenOurs(rec.Token) || rec.Port < 0 || rec.Port > 65535 {
+		return nil, fmt.Errorf("%s is damaged: remove it for a new token, which every joined node then needs", path)
+	}
+	return &rec, nil
+}
+
+func (d *stateDir) recordListener(rec listenerRecord) error {
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("cannot encode %s: %w", listenerFile, err)
+	}
+	if err := writeFileAtomic(filepath.Join(d.path, listenerFile), append(b, '\n')); err != nil {
+		return fmt.Errorf("cannot write %s: %w", listenerFile, err)
+	}
+	return nil
+}
+
 func (d *stateDir) recordBoot(rec bootRecord) error {
 	b, err := json.Marshal(rec)
 	if err != nil {
@@ -206,9 +259,17 @@ func writeFileAtomic(path string, content []byte) error {
 	return nil
 }
 
-// newToken is the secret of the embedded server's listener: 32 random bytes in hex.
+const tokenBytes = 32
+
+// isTokenOurs says whether newToken can have made the token.
+func isTokenOurs(token string) bool {
+	b, err := hex.DecodeString(token)
+	return err == nil && len(b) == tokenBytes
+}
+
+// newToken is the secret of the embedded server's listener: random bytes in hex.
 func newToken() string {
-	var b [32]byte
+	var b [tokenBytes]byte
 	rand.Read(b[:]) // crypto/rand.Read never fails: it crashes the process instead.
 	return hex.EncodeToString(b[:])
 }

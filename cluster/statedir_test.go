@@ -14,7 +14,7 @@ import (
 func TestStateDirectoryIsPrivateAndItsURLWorksForAnyClient(t *testing.T) {
 	cfg := testConfig(t, "a")
 	n := startNode(t, cfg, newFakeEngine())
-	for path, want := range map[string]os.FileMode{".": 0o700, "nats-url": 0o600, "boot": 0o600, "lock": 0o600, "jetstream": 0o700} {
+	for path, want := range map[string]os.FileMode{".": 0o700, "nats-url": 0o600, "nats-listener": 0o600, "boot": 0o600, "lock": 0o600, "jetstream": 0o700} {
 		info, err := os.Stat(filepath.Join(cfg.StateDir, path))
 		if err != nil {
 			t.Fatal(err)
@@ -97,7 +97,7 @@ func TestStateDirectoryThatOthersCanWriteIsRefused(t *testing.T) {
 
 func TestBootIsYoungerThanThePreviousOneEvenIfTheClockWasSetBack(t *testing.T) {
 	future := ulid.MustNew(ulid.Now()+3_600_000, ulid.DefaultEntropy())
-	boot := newBoot(&bootRecord{Node: "a", Boot: future.String()})
+	boot := newBoot(&bootRecord{bootID: bootID{"a", future.String()}})
 	if boot <= future.String() {
 		t.Errorf("boot %s is not younger than %s", boot, future)
 	}

@@ -107,6 +107,11 @@ func (v *journalView) apply(d delivery, now time.Time) (p revoke.Presence, isPre
 		p, isPresence = s.applyPresence(d, now)
 	} else if f, err := revoke.DecodeFact(d.Subject, d.MsgID, d.Payload); err == nil {
 		f.Seq = d.Seq
+		if f.At.IsZero() {
+			// A bare message does not say when it was sent, and a person who lists blocks wants to know. Nodes leave
+			// it empty: nothing they decide depends on a time.
+			f.At = d.Stored.UTC()
+		}
 		if f.ID == "" { // a bare message; nodes name it in the same way
 			f.ID = fmt.Sprintf("seq-%d", f.Seq)
 		}
@@ -131,7 +136,7 @@ func (s *journalState) applyPresence(d delivery, now time.Time) (revoke.Presence
 		return revoke.Presence{}, false
 	}
 	// A heartbeat that is replayed was heard as long ago as it was stored before this pass began.
-	p.Heard = now
+	p.Seq, p.Heard = d.Seq, now
 	if age := s.beganServer.Sub(d.Stored); age > 0 {
 		p.Heard = s.beganHere.Add(-age)
 	}

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"io"
 	"time"
@@ -171,7 +170,7 @@ func (s *session) checkDone() {
 	e := s.eng
 	o := &outcomes[s.reason]
 	e.metrics.closed(s.reason)
-	e.log.Log(context.Background(), o.level, "session ended", "session", s.id, "reason", o.label, "principal", s.identity.Principal,
+	e.sessions.write(o.level, "session ended", "session", s.id, "reason", o.label, "principal", s.identity.Principal,
 		"database", s.identity.Database, "detail", s.detail)
 	e.cfg.OnAudit(s.auditEvent("end", s.reason))
 	e.release(s)

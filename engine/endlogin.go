@@ -1,10 +1,8 @@
 package engine
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"time"
 
@@ -208,8 +206,8 @@ func (e *Engine) logLogin(s *session, lerr *loginError) {
 	if lerr.err != nil {
 		detail = lerr.err.Error()
 	}
-	e.log.Log(context.Background(), o.level, "login refused", "reason", o.label, "principal", s.identity.Principal,
-		"database", s.identity.Database, "client", s.clientString(), slog.String("detail", detail))
+	e.sessions.write(o.level, "login refused", "reason", o.label, "principal", s.identity.Principal,
+		"database", s.identity.Database, "client", s.clientString(), "detail", detail)
 	ev := s.auditEvent("refusal", lerr.reason)
 	ev.SQLState, ev.Detail = code, detail
 	e.cfg.OnAudit(ev)

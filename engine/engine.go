@@ -23,6 +23,7 @@ import (
 type Engine struct {
 	cfg       Config
 	log       *slog.Logger
+	sessions  *sessionLog
 	epoch     time.Time // start of the engine's own monotonic clock
 	index     *index
 	orders    *orderBook
@@ -79,7 +80,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{
-		cfg: cfg, log: cfg.Logger, epoch: time.Now(),
+		cfg: cfg, log: cfg.Logger, sessions: newSessionLog(cfg.Logger), epoch: time.Now(),
 		index: newIndex(), cancels: newCancelTable(cfg.Node),
 		databases: make(map[string]*database, len(cfg.Databases)),
 		capacity:  capacity, metrics: newEngineMetrics(cfg.Metrics),

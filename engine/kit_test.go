@@ -144,14 +144,14 @@ func (n *node) revoke(name string) string {
 	return n.apply(revoke.VerbRevoke, revoke.ScopePrincipal, name)
 }
 
-// receipt waits for the stage verified of a revocation.
+// receipt waits for the final receipt of a revocation.
 func (n *node) receipt(id string) revoke.Receipt {
 	n.t.Helper()
 	deadline := time.After(patience)
 	for {
 		n.mu.Lock()
 		for _, r := range n.receipts {
-			if r.Revocation == id && r.Stage == revoke.StageVerified {
+			if r.Revocation == id && r.Final() {
 				n.mu.Unlock()
 				return r
 			}
@@ -160,9 +160,20 @@ func (n *node) receipt(id string) revoke.Receipt {
 		select {
 		case <-n.changed:
 		case <-deadline:
-			n.t.Fatalf("no receipt for %s came to the stage verified", id)
+			n.t.Fatalf("no final receipt came for %s", id)
 		}
 	}
+}
+
+// receiptRank orders the receipts of one revocation: the final one is the last, whatever its stage.
+func receiptRank(r revoke.Receipt) int {
+	switch {
+	case r.Final():
+		return int(prVerified)
+	case r.Stage == revoke.StageClosed:
+		return int(prClosed)
+	}
+	return int(prCut)
 }
 
 // verified waits for the receipt and checks that every backend was seen gone.

@@ -228,13 +228,12 @@ func (b *book) check(t *rapid.T) {
 			open++
 			continue
 		}
-		stages := []revoke.Stage{prCut: revoke.StageCut, prClosed: revoke.StageClosed, prVerified: revoke.StageVerified}
 		for i, r := range rs {
-			if i > 0 && slices.Index(stages, rs[i-1].Stage) >= slices.Index(stages, r.Stage) {
+			if i > 0 && receiptRank(rs[i-1]) >= receiptRank(r) {
 				t.Fatalf("%s: stage %s after %s", r.Revocation, r.Stage, rs[i-1].Stage)
 			}
 		}
-		if len(rs) == 0 || rs[len(rs)-1].Stage != stages[reached] {
+		if len(rs) == 0 || receiptRank(rs[len(rs)-1]) != int(reached) {
 			t.Fatalf("%s: all %d sessions have come to stage %d, and the receipts are %+v", o.of.Fact.ID, len(o.members), reached, rs)
 		}
 		if reached < prVerified {

@@ -314,15 +314,18 @@ func (n *node) onLoop(l *loop, f func()) {
 func (n *node) settledAt(want loadCounts) {
 	n.t.Helper()
 	var got loadCounts
-	deadline := time.Now().Add(patience)
-	for {
+	deadline := time.After(patience)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for over := false; !over; {
 		if got = n.counts(); got == want {
 			return
 		}
-		if time.Now().After(deadline) {
-			break
+		select {
+		case <-tick.C:
+		case <-deadline:
+			over = true
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	if got.goroutines != want.goroutines {
 		n.t.Logf("goroutines:\n%s", strings.Join(loadGoroutines(), "\n\n"))

@@ -493,13 +493,12 @@ func checkRaceReceipts(n *node, want map[string]bool, sessions []raceSession) {
 		defer n.mu.Unlock()
 		for _, r := range n.receipts {
 			stages[r.Revocation] = append(stages[r.Revocation], r)
-			if r.Stage == revoke.StageVerified {
+			if r.Final() {
 				verified++
 			}
 		}
 		return verified >= len(want)
 	})
-	order := map[revoke.Stage]int{revoke.StageCut: 1, revoke.StageClosed: 2, revoke.StageVerified: 3}
 	principals := make(map[string]string)
 	for _, kind := range []string{"login", "end", "refusal"} {
 		for _, ev := range n.audited(kind) {
@@ -514,10 +513,10 @@ func checkRaceReceipts(n *node, want map[string]bool, sessions []raceSession) {
 		}
 		last := 0
 		for _, r := range rs {
-			if order[r.Stage] <= last {
+			if receiptRank(r) <= last {
 				t.Errorf("%s: stage %s came after stage %d", id, r.Stage, last)
 			}
-			last = order[r.Stage]
+			last = receiptRank(r)
 		}
 		if last != 3 {
 			t.Errorf("%s came to stage %d only", id, last)

@@ -133,6 +133,9 @@ func (o *order) receipt(stage progress) revoke.Receipt {
 			}
 		}
 	}
+	if r.Unverified > 0 {
+		r.Stage = revoke.StageClosed // final, but not every backend was seen gone
+	}
 	return r
 }
 

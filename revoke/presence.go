@@ -46,6 +46,11 @@ type Presence struct {
 	Unsettled int       `json:"unsettled"`
 	State     string    `json:"state"` // serving|starting|draining|left
 	Rejected  uint64    `json:"rejected"`
+	// Crashed says that this is a goodbye which a later run has said in place of one that was killed. The numbers are
+	// those of that run's last heartbeat.
+	Crashed bool `json:"crashed,omitempty"`
+	// Seq is the presence's position in the journal, where a reader has filled it in; it does not travel.
+	Seq uint64 `json:"-"`
 	// Heard is when this process last heard of the boot, by its own clock; it does not travel.
 	Heard time.Time `json:"-"`
 }
@@ -60,6 +65,10 @@ func (p Presence) Lease() time.Duration {
 	}
 	return time.Duration(p.LeaseMS) * time.Millisecond
 }
+
+// Fences says that the boot stops serving when its lease ends, so that its silence proves something in time. A boot
+// that says anything else, or nothing, goes on for as long as it likes.
+func (p Presence) Fences() bool { return p.OnStale == "freeze" || p.OnStale == "drop" }
 
 // Gone says that the boot has been silent for more than ten leases.
 func (p Presence) Gone(now time.Time) bool { return now.Sub(p.Heard) > goneLeases*p.Lease() }

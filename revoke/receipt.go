@@ -50,11 +50,39 @@ type Receipt struct {
 	CutUS        int64            `json:"cut_us"`
 	ClosedUS     int64            `json:"closed_us"`
 	VerifiedUS   int64            `json:"verified_us"`
-	Unverified   int              `json:"unverified"` // sessions whose backend was not seen gone
+	Unverified   int              `json:"unverified"` // sessions whose backend was not seen gone; 0 unless Final
 	Pages        int              `json:"pages"`
 	Page         int              `json:"page,omitempty"` // 1..Pages on a page, 0 on the summary
 	Sessions     []SessionReceipt `json:"sessions"`
 	Residue      *Residue         `json:"residue,omitempty"`
+}
+
+// Final says that this is the node's last word: it has seen every backend gone, or has given up on some.
+func (r Receipt) Final() bool { return r.Stage == StageVerified || r.Unverified > 0 }
+
+// receiptRank orders the receipts of one revocation: one of a higher rank takes the place of a lower one.
+type receiptRank uint8
+
+const (
+	rankNone receiptRank = iota // no receipt, or one of no known stage
+	rankCut
+	rankClosed
+	rankFinal
+)
+
+func (r Receipt) rank() receiptRank {
+	switch r.Stage {
+	case StageCut:
+		// A receipt that has given up on backends has closed all sessions; one that says otherwise proves no more
+		// than its stage.
+		return rankCut
+	case StageClosed, StageVerified:
+		if r.Final() {
+			return rankFinal
+		}
+		return rankClosed
+	}
+	return rankNone
 }
 
 // SessionReceipt is what became of one session.

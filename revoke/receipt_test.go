@@ -109,3 +109,16 @@ func TestReceiptSubjectsRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+func TestAReceiptIsFinalWhenItHasSeenAllGoneOrGivenUp(t *testing.T) {
+	for want, list := range map[bool][]Receipt{
+		true:  {{Stage: StageVerified}, {Stage: StageClosed, Unverified: 1}, {Stage: StageVerified, Unverified: 1}},
+		false: {{Stage: StageCut}, {Stage: StageClosed}, {}},
+	} {
+		for _, r := range list {
+			if r.Final() != want {
+				t.Errorf("%s with %d unverified: final is %v", r.Stage, r.Unverified, !want)
+			}
+		}
+	}
+}

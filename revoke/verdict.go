@@ -28,6 +28,8 @@ type NodeStatus struct {
 	Boot    string  `json:"boot,omitempty"`
 	Status  string  `json:"status"`   // verified|closed|cut|fenced|silent|gone
 	AfterMS float64 `json:"after_ms"` // since the fact was seen stored; 0 without a receipt
+	// Why says, for a person, what keeps a node that cannot answer any more from being proven; empty otherwise.
+	Why string `json:"why,omitempty"`
 }
 
 // Statuses of a node in a verdict.
@@ -58,9 +60,12 @@ const verdictSlack = 2 * time.Second
 // Coordinator turns the receipts of one revocation into a verdict. It is fed by one goroutine; all times are the
 // local clock's and carry its monotonic reading.
 //
-// The boots that count are the live ones that the caller knew when it saw the fact stored. A boot that came later
-// has replayed the fact before it served anybody. Without any live boot the verdict is incomplete: nothing was
-// proven, and a mistaken NATS address looks just the same.
+// The boots that count are those that the caller knew when it saw the fact stored and that had not left by then. A
+// boot that came later has replayed the fact before it served anybody. Without any live boot the verdict is
+// incomplete: nothing was proven, and a mistaken NATS address looks just the same.
+//
+// A boot that has been silent for long is not waited for, yet unless it announced that it stops serving with its
+// lease it goes on counting: cut off from NATS, it may well be serving still.
 type Coordinator struct {
 	revocation    string
 	seq           uint64
@@ -75,28 +80,23 @@ type Coordinator struct {
 
 type bootKey struct{ node, boot string }
 
-type bootVerdict struct {
-	gone bool
-	left bool
-	// starting says that the boot had not served anybody when the fact was stored.
-	starting   bool
-	stage      Stage
-	unverified int
-	afterMS    float64
-}
-
 // NewCoordinator begins to wait for the receipts of a revocation that was seen stored at seq. The members are all
-// boots known at that moment, left and gone ones included (Node.Members).
+// boots in the journal at that moment, left and gone ones included, however long they have been silent.
 func NewCoordinator(revocation string, seq uint64, storedAt time.Time, members []Presence, verifyTimeout time.Duration) *Coordinator {
 	c := &Coordinator{
 		revocation: revocation, seq: seq, storedAt: storedAt, verifyTimeout: verifyTimeout,
 		boots: make(map[bootKey]*bootVerdict),
 	}
 	for _, p := range members {
+		b := &bootVerdict{fences: p.Fences(), starting: p.State == StateStarting}
 		if p.State == StateLeft {
-			continue
+			if p.Seq <= seq {
+				continue
+			}
+			b.leave(storedAt, seq, p)
+		} else {
+			b.gone = !p.Heard.IsZero() && p.Gone(storedAt)
 		}
-		b := &bootVerdict{gone: !p.Heard.IsZero() && p.Gone(storedAt), starting: p.State == StateStarting}
 		c.boots[bootKey{p.Node, p.Boot}] = b
 		if !b.gone {
 			c.longestLease = max(c.longestLease, p.Lease())
@@ -117,7 +117,8 @@ func (c *Coordinator) Deadline() time.Time {
 // Receipt takes the summary of a receipt as it arrives and returns the lines that it changes. Pages, receipts of
 // other revocations and stages that have been passed change nothing.
 func (c *Coordinator) Receipt(now time.Time, r Receipt) []NodeStatus {
-	if r.Page != 0 || !c.proves(r) || stageRank(r.Stage) == 0 {
+	rank := r.rank()
+	if r.Page != 0 || !c.proves(r) || rank == rankNone {
 		return nil
 	}
 	if c.verb == "" {
@@ -135,21 +136,33 @@ func (c *Coordinator) Receipt(now time.Time, r Receipt) []NodeStatus {
 	}
 	before := b.status()
 	b.gone = false
-	if stageRank(r.Stage) < stageRank(b.stage) {
-		return nil
+	exact := c.isOwn(r) && r.Seq == c.seq
+	if b.exact && !exact {
+		// The boot speaks of the fact itself. What a newer one found afterwards says nothing about its sessions.
+		return c.changed(key, b, before)
+	}
+	if exact && !b.exact {
+		b.exact, b.rank = true, rankNone
+	}
+	if rank < b.rank {
+		return c.changed(key, b, before)
 	}
 	b.unverified = max(r.Unverified, 0)
-	if stageRank(r.Stage) > stageRank(b.stage) {
-		b.stage, b.afterMS = r.Stage, c.afterMS(now)
+	if rank > b.rank {
+		b.rank, b.afterMS = rank, c.afterMS(now)
 	}
 	return c.changed(key, b, before)
 }
 
+// isOwn says whether a receipt bears the revocation's id, or the one a node gives to an id that was used before.
+func (c *Coordinator) isOwn(r Receipt) bool {
+	return r.Revocation == c.revocation || r.Revocation == SeqID(c.revocation, c.seq)
+}
+
 // proves says whether a receipt is about the fact, or about a newer one that stands for it.
 func (c *Coordinator) proves(r Receipt) bool {
-	own := r.Revocation == c.revocation || r.Revocation == SeqID(c.revocation, c.seq)
 	newer := r.Seq >= c.seq || r.SupersededBy >= c.seq && r.SupersededBy > 0
-	if own {
+	if c.isOwn(r) {
 		return newer
 	}
 	return r.Seq > c.seq && c.verb != "" && r.Verb == c.verb && r.Scope == c.scope
@@ -165,37 +178,41 @@ func (c *Coordinator) Presence(now time.Time, p Presence) []NodeStatus {
 	}
 	before := b.status()
 	if p.State == StateLeft {
-		b.left = true
-		return nil
+		b.leave(now, c.seq, p)
+		return c.changed(key, b, before)
 	}
 	// A boot that is heard again has to answer after all.
-	b.gone, b.left = false, false
+	b.gone, b.left, b.fences = false, false, p.Fences()
 	c.longestLease = max(c.longestLease, p.Lease())
-	if b.starting && p.Applied >= c.seq && b.stage == "" {
+	if b.starting && p.Applied >= c.seq && b.rank == rankNone {
 		// It has replayed the fact before it served anybody, and owes no receipt.
-		b.stage, b.afterMS = StageVerified, c.afterMS(now)
+		b.rank, b.afterMS = rankFinal, c.afterMS(now)
 	}
 	return c.changed(key, b, before)
 }
 
 // Verdict is what has been proven so far. It is certain when nothing to come can make it better: every boot that
-// counts has said its last word, the deadline has passed, or final says that the time is over.
+// counts has said its last word or will never say it, the deadline has passed, or final says that the time is over.
 func (c *Coordinator) Verdict(now time.Time, final bool) (FleetVerdict, bool) {
 	v := FleetVerdict{Nodes: []NodeStatus{}}
-	live, closed, done, verified := 0, 0, 0, 0
+	live, waiting, closed, done, verified := 0, 0, 0, 0, 0
 	for key, b := range c.boots {
-		if b.left && b.stage == "" {
+		standing := b.standing(now)
+		if standing == standsAside && b.left {
 			continue
 		}
 		v.Nodes = append(v.Nodes, c.line(key, b))
-		if b.gone || b.left && b.stage != StageVerified {
+		if standing == standsAside {
 			continue
 		}
 		live++
-		if stageRank(b.stage) >= stageRank(StageClosed) {
+		if standing == standsWaiting {
+			waiting++
+		}
+		if b.rank >= rankClosed {
 			closed++
 		}
-		if b.stage == StageVerified {
+		if b.rank == rankFinal {
 			done++
 			if b.unverified == 0 {
 				verified++
@@ -203,7 +220,7 @@ func (c *Coordinator) Verdict(now time.Time, final bool) (FleetVerdict, bool) {
 		}
 	}
 	slices.SortFunc(v.Nodes, func(a, b NodeStatus) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Boot, b.Boot)) })
-	over := final || !now.Before(c.Deadline())
+	over := final || waiting == 0 || !now.Before(c.Deadline())
 	switch {
 	case live == 0:
 		v.Verdict = Incomplete
@@ -228,7 +245,7 @@ func (c *Coordinator) afterMS(now time.Time) float64 {
 }
 
 func (c *Coordinator) line(key bootKey, b *bootVerdict) NodeStatus {
-	return NodeStatus{Node: key.node, Boot: key.boot, Status: b.status(), AfterMS: b.afterMS}
+	return NodeStatus{Node: key.node, Boot: key.boot, Status: b.status(), AfterMS: b.afterMS, Why: b.why()}
 }
 
 func (c *Coordinator) changed(key bootKey, b *bootVerdict, before string) []NodeStatus {
@@ -236,34 +253,4 @@ func (c *Coordinator) changed(key bootKey, b *bootVerdict, before string) []Node
 		return nil
 	}
 	return []NodeStatus{c.line(key, b)}
-}
-
-func (b *bootVerdict) status() string {
-	switch b.stage {
-	case StageCut:
-		return StatusCut
-	case StageClosed:
-		return StatusClosed
-	case StageVerified:
-		if b.unverified > 0 {
-			return StatusClosed
-		}
-		return StatusVerified
-	}
-	if b.gone {
-		return StatusGone
-	}
-	return StatusSilent
-}
-
-func stageRank(s Stage) int {
-	switch s {
-	case StageCut:
-		return 1
-	case StageClosed:
-		return 2
-	case StageVerified:
-		return 3
-	}
-	return 0
 }

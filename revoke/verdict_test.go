@@ -75,28 +75,157 @@ func TestASilentNodeMakesTheVerdictIncomplete(t *testing.T) {
 	wantVerdict(t, c, deadline, true, Incomplete, true)
 }
 
-func TestANodeThatLeavesStopsCounting(t *testing.T) {
-	c := coordinator(memberOf("a", StateServing), memberOf("b", StateServing))
-	c.Receipt(t0, stageOf("a", StageVerified, 0))
-	c.Presence(t0, memberOf("b", StateLeft))
-	wantVerdict(t, c, t0, false, Complete, true)
-	c.Presence(t0, memberOf("a", StateLeft))
-	wantVerdict(t, c, t0, false, Complete, true)
-	c.Presence(t0, memberOf("b", StateServing))
-	wantVerdict(t, c, t0, false, Incomplete, false)
+func leftOf(node string, sessions int) Presence {
+	p := memberOf(node, StateLeft)
+	p.Sessions = sessions
+	return p
 }
 
-func TestAGoneNodeIsListedAndNotWaitedForUntilItIsHeard(t *testing.T) {
+func TestANodeThatLeavesWithoutSessionsStopsCounting(t *testing.T) {
+	c := coordinator(memberOf("a", StateServing), memberOf("b", StateServing))
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	c.Presence(t0, leftOf("b", 0))
+	// A receipt of b may still be on its way, behind the goodbye.
+	wantVerdict(t, c, t0, false, Incomplete, false)
+	later := t0.Add(verdictSlack)
+	v := wantVerdict(t, c, later, false, Complete, true)
+	if len(v.Nodes) != 1 {
+		t.Fatalf("%+v", v.Nodes)
+	}
+	c.Presence(later, leftOf("a", 0))
+	wantVerdict(t, c, later, false, Complete, true)
+	c.Presence(later, memberOf("b", StateServing))
+	wantVerdict(t, c, later, false, Incomplete, false)
+}
+
+func TestANodeThatEndsBeforeItsLastReceiptIsNeverComplete(t *testing.T) {
+	crashed := leftOf("b", 0)
+	crashed.Crashed = true
+	unsettled := leftOf("b", 0)
+	unsettled.Unsettled = 1
+	for what, tt := range map[string]struct {
+		receipts []Receipt
+		left     Presence
+		want     Verdict
+		status   string
+	}{
+		"nothing but sessions":      {nil, leftOf("b", 1), Incomplete, StatusSilent},
+		"a fact without a position": {nil, unsettled, Incomplete, StatusSilent},
+		"sessions since the crash":  {nil, crashed, Incomplete, StatusSilent},
+		"cut":                       {[]Receipt{stageOf("b", StageCut, 0)}, leftOf("b", 0), Incomplete, StatusCut},
+		"closed":                    {[]Receipt{stageOf("b", StageClosed, 0)}, leftOf("b", 0), CompleteUnverified, StatusClosed},
+	} {
+		c := coordinator(memberOf("a", StateServing), memberOf("b", StateServing))
+		c.Receipt(t0, stageOf("a", StageVerified, 0))
+		for _, r := range tt.receipts {
+			c.Receipt(t0, r)
+		}
+		c.Presence(t0, tt.left)
+		if v, certain := c.Verdict(t0, false); v.Verdict != tt.want || certain {
+			t.Errorf("%s: at once %+v, certain %v", what, v, certain)
+		}
+		v, certain := c.Verdict(t0.Add(verdictSlack), false)
+		if v.Verdict != tt.want || !certain || len(v.Nodes) != 2 || v.Nodes[1].Status != tt.status || v.Nodes[1].Why == "" {
+			t.Errorf("%s: %+v, certain %v", what, v, certain)
+		}
+		// A receipt that was on its way settles it after all.
+		c.Receipt(t0, stageOf("b", StageVerified, 0))
+		v = wantVerdict(t, c, t0, false, Complete, true)
+		if v.Nodes[1].Why != "" {
+			t.Errorf("%s: %+v", what, v.Nodes)
+		}
+	}
+}
+
+func TestACrashedNodeThatHadAppliedTheFactWithoutSessionsDoesNotCount(t *testing.T) {
+	p := leftOf("b", 0)
+	p.Crashed, p.Applied = true, 7
+	c := coordinator(memberOf("a", StateServing), memberOf("b", StateServing))
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	c.Presence(t0, p)
+	wantVerdict(t, c, t0.Add(verdictSlack), false, Complete, true)
+}
+
+func TestANodeThatLeftCountsOnlyIfItWasThereWhenTheFactWasStored(t *testing.T) {
+	before, after := leftOf("b", 3), leftOf("b", 3)
+	before.Seq, after.Seq = 6, 8
+	c := coordinator(memberOf("a", StateServing), before)
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	wantVerdict(t, c, t0, false, Complete, true)
+	c = coordinator(memberOf("a", StateServing), after)
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	wantVerdict(t, c, t0.Add(verdictSlack), false, Incomplete, true)
+}
+
+func goneMember(onStale string) Presence {
 	gone := memberOf("g", StateServing)
-	gone.Heard = t0.Add(-201 * time.Second)
-	c := coordinator(memberOf("a", StateServing), gone)
+	gone.Heard, gone.OnStale = t0.Add(-201*time.Second), onStale
+	return gone
+}
+
+func TestAGoneNodeThatFencesItselfIsListedAndNotWaitedForUntilItIsHeard(t *testing.T) {
+	c := coordinator(memberOf("a", StateServing), goneMember("freeze"))
 	c.Receipt(t0, stageOf("a", StageVerified, 0))
 	v := wantVerdict(t, c, t0, false, Complete, true)
-	if len(v.Nodes) != 2 || v.Nodes[1].Status != StatusGone {
+	if len(v.Nodes) != 2 || v.Nodes[1].Status != StatusGone || v.Nodes[1].Why != "" {
 		t.Fatalf("%+v", v.Nodes)
 	}
 	wantLine(t, c.Presence(t0, memberOf("g", StateServing)), "g", StatusSilent)
 	wantVerdict(t, c, t0, false, Incomplete, false)
+}
+
+func TestAGoneNodeThatServesOnIsNotWaitedForAndNeverComplete(t *testing.T) {
+	for _, onStale := range []string{"serve", "", "later"} {
+		c := coordinator(memberOf("a", StateServing), goneMember(onStale))
+		wantVerdict(t, c, t0, false, Incomplete, false)
+		c.Receipt(t0, stageOf("a", StageVerified, 0))
+		v := wantVerdict(t, c, t0, false, Incomplete, true)
+		if len(v.Nodes) != 2 || v.Nodes[1].Status != StatusGone || v.Nodes[1].Why == "" {
+			t.Fatalf("%+v", v.Nodes)
+		}
+		c.Receipt(t0, Receipt{Revocation: "R", Seq: 7, Node: "g", Boot: "b", Stage: StageVerified})
+		wantVerdict(t, c, t0, false, Complete, true)
+	}
+}
+
+func TestAFinalReceiptOfAClosedNodeIsItsLastWord(t *testing.T) {
+	c := coordinator(memberOf("a", StateServing))
+	c.Receipt(t0, stageOf("a", StageClosed, 0))
+	wantVerdict(t, c, t0, false, CompleteUnverified, false)
+	c.Receipt(t0, stageOf("a", StageClosed, 2))
+	v := wantVerdict(t, c, t0, false, CompleteUnverified, true)
+	if v.Nodes[0].Status != StatusClosed {
+		t.Fatalf("%+v", v.Nodes)
+	}
+	if lines := c.Receipt(t0, stageOf("a", StageClosed, 0)); lines != nil {
+		t.Fatalf("an earlier receipt changed %+v", lines)
+	}
+	wantVerdict(t, c, t0, false, CompleteUnverified, true)
+	// What is not closed is not done, whatever it says of backends.
+	c = coordinator(memberOf("a", StateServing))
+	c.Receipt(t0, stageOf("a", StageCut, 2))
+	wantVerdict(t, c, t0, true, Incomplete, true)
+}
+
+func TestANewerFactsReceiptDoesNotHideTheNodesOwn(t *testing.T) {
+	newer := stageOf("a", StageVerified, 0)
+	newer.Revocation, newer.Seq = "other", 9
+	for what, first := range map[string]Receipt{"pending": stageOf("a", StageCut, 0), "given up": stageOf("a", StageClosed, 1)} {
+		c := coordinator(memberOf("a", StateServing))
+		c.Covers(VerbRevoke, alice)
+		c.Receipt(t0, first)
+		c.Receipt(t0, newer)
+		if v, _ := c.Verdict(t0, false); v.Verdict == Complete {
+			t.Errorf("%s: %+v", what, v)
+		}
+		c = coordinator(memberOf("a", StateServing))
+		c.Covers(VerbRevoke, alice)
+		c.Receipt(t0, newer)
+		c.Receipt(t0, first)
+		if v, _ := c.Verdict(t0, false); v.Verdict == Complete {
+			t.Errorf("%s, behind the newer one: %+v", what, v)
+		}
+	}
 }
 
 func TestWithoutALiveNodeNothingIsProven(t *testing.T) {
