@@ -34,7 +34,8 @@ type Record struct {
 	Database    string    `json:"database,omitempty"`
 	Client      string    `json:"client,omitempty"`
 	Application string    `json:"application,omitempty"`
-	Reason      string    `json:"reason,omitempty"`
+	Reason      string    `json:"reason,omitempty"` // why a session ended or a login was refused
+	Verb        string    `json:"verb,omitempty"`   // revocation only: revoke, suspend, kill or reinstate
 	SQLState    string    `json:"sqlstate,omitempty"`
 	Revocation  string    `json:"revocation,omitempty"`
 	Detail      string    `json:"detail,omitempty"`
@@ -48,7 +49,7 @@ type Record struct {
 func (r Record) appendLine(b []byte) []byte {
 	r.Schema = Schema
 	r.Time = r.Time.UTC()
-	for _, s := range []*string{&r.Session, &r.Principal, &r.Role, &r.Database, &r.Client, &r.Application, &r.Reason, &r.SQLState, &r.Revocation, &r.Detail} {
+	for _, s := range []*string{&r.Session, &r.Principal, &r.Role, &r.Database, &r.Client, &r.Application, &r.Reason, &r.Verb, &r.SQLState, &r.Revocation, &r.Detail} {
 		if len(*s) > maxTextBytes {
 			*s = (*s)[:maxTextBytes] + "..."
 		}

@@ -41,23 +41,23 @@ type verdictJSON struct {
 	Nodes      []revoke.NodeStatus `json:"nodes"`
 }
 
-// carryOut publishes one fact per scope and waits for each verdict. The exit code is that of the worst.
+// carryOut publishes one fact per scope and waits for each verdict. The exit code is that of the worst. A wait that is
+// not 0 bounds everything, the publishing too.
 //
-// All facts are published before the first is waited for: the second user's sessions must not live on while the
-// first one's proof is collected.
+// All facts are published at the same time and before the first is waited for: the second user's sessions must not
+// live on while the first one's fact hangs or its proof is collected.
 func (a *app) carryOut(ctx context.Context, client *cluster.Client, verb revoke.Verb, scopes []revoke.Scope, opts cluster.PublishOptions, wait time.Duration, noWait bool) error {
-	pubs := make([]*cluster.Publication, 0, len(scopes))
-	var failed []error
-	for _, scope := range scopes {
-		pub, err := client.Publish(ctx, verb, scope, opts)
-		if err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		pubs = append(pubs, pub)
-		if err := a.printStored(pub, opts); err != nil {
-			return err
-		}
+	whole := ctx
+	if wait > 0 {
+		var cancel context.CancelFunc
+		whole, cancel = context.WithTimeout(ctx, wait)
+		defer cancel()
+	}
+	pubs, failed, err := a.publishAll(scopes, func(int) cluster.PublishOptions { return opts }, func(scope revoke.Scope, opts cluster.PublishOptions) (*cluster.Publication, error) {
+		return client.Publish(whole, verb, scope, opts)
+	})
+	if err != nil {
+		return err
 	}
 	code := exitDone
 	if noWait {
@@ -68,13 +68,17 @@ func (a *app) carryOut(ctx context.Context, client *cluster.Client, verb revoke.
 			fmt.Fprintln(a.io.out, "not waiting: stored, not proven")
 		}
 	} else {
-		limit := wait
-		if limit == 0 {
-			limit = client.WaitLimit()
+		if wait == 0 {
+			var cancel context.CancelFunc
+			whole, cancel = context.WithTimeout(ctx, client.WaitLimit())
+			defer cancel()
 		}
-		worst, err := a.awaitAll(ctx, client, pubs, limit)
+		worst, err := a.awaitAll(whole, client, pubs)
 		if err != nil {
 			return err
+		}
+		if ctx.Err() != nil && worst == exitUnproven {
+			fmt.Fprintln(a.io.err, "pgedge: interrupted while waiting; what is stored goes on being carried out")
 		}
 		code = worst
 	}
@@ -82,6 +86,34 @@ func (a *app) carryOut(ctx context.Context, client *cluster.Client, verb revoke.
 		return notStored(failed, len(scopes))
 	}
 	return exitSilently(code)
+}
+
+// publishAll publishes a fact for every scope at the same time, and prints those that are stored in the order of the
+// scopes. A fact that is not stored is an error of its own and holds up no other.
+func (a *app) publishAll(scopes []revoke.Scope, opts func(i int) cluster.PublishOptions, publish func(revoke.Scope, cluster.PublishOptions) (*cluster.Publication, error)) (pubs []*cluster.Publication, failed []error, err error) {
+	type result struct {
+		pub *cluster.Publication
+		err error
+	}
+	results := make([]chan result, len(scopes))
+	for i, scope := range scopes {
+		results[i] = make(chan result, 1)
+		go func() {
+			pub, err := publish(scope, opts(i))
+			results[i] <- result{pub, err}
+		}()
+	}
+	var printErr error
+	for i := range scopes {
+		r := <-results[i]
+		if r.err != nil {
+			failed = append(failed, r.err)
+			continue
+		}
+		pubs = append(pubs, r.pub)
+		printErr = errors.Join(printErr, a.printStored(r.pub, opts(i)))
+	}
+	return pubs, failed, printErr
 }
 
 // notStored is exit code 4 when a fact was sent and not proven stored, since it may have cut sessions; 1 otherwise.
@@ -126,10 +158,8 @@ type outcome struct {
 	err      error
 }
 
-// awaitAll waits for all publications at the same time and prints them one after the other.
-func (a *app) awaitAll(ctx context.Context, client *cluster.Client, pubs []*cluster.Publication, limit time.Duration) (worst int, err error) {
-	waitCtx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
+// awaitAll waits until ctx ends for all publications at the same time, and prints them one after the other.
+func (a *app) awaitAll(ctx context.Context, client *cluster.Client, pubs []*cluster.Publication) (worst int, err error) {
 	lines := make([]chan revoke.NodeStatus, len(pubs))
 	outcomes := make([]chan outcome, len(pubs))
 	slots := make(chan struct{}, maxWaiting)
@@ -142,7 +172,7 @@ func (a *app) awaitAll(ctx context.Context, client *cluster.Client, pubs []*clus
 			slots <- struct{}{}
 			go func() {
 				defer func() { <-slots }()
-				v, receipts, err := client.Await(waitCtx, pub, func(s revoke.NodeStatus) {
+				v, receipts, err := client.Await(ctx, pub, func(s revoke.NodeStatus) {
 					select {
 					case lines[i] <- s:
 					default: // the verdict lists every node again
@@ -167,9 +197,6 @@ func (a *app) awaitAll(ctx context.Context, client *cluster.Client, pubs []*clus
 		}
 		printErr = errors.Join(printErr, a.printVerdict(pub, o))
 		worst = max(worst, o.verdict.Verdict.ExitCode())
-	}
-	if ctx.Err() != nil && worst == exitUnproven {
-		fmt.Fprintln(a.io.err, "pgedge: interrupted while waiting; what is stored goes on being carried out")
 	}
 	return worst, printErr
 }
@@ -196,7 +223,7 @@ func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
 	for _, n := range o.verdict.Nodes {
 		slowest = max(slowest, n.AfterMS)
 	}
-	fmt.Fprintf(w, "%s: %s, %s on %s", o.verdict.Verdict, explain(o.verdict.Verdict), count(matched, "session", "sessions"), count(len(o.verdict.Nodes), "node", "nodes"))
+	fmt.Fprintf(w, "%s: %s on %s", o.verdict.Verdict, found(o.verdict.Verdict, matched), count(len(o.verdict.Nodes), "node", "nodes"))
 	if unverified > 0 {
 		fmt.Fprintf(w, ", %d not seen gone", unverified)
 	}
@@ -207,14 +234,19 @@ func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
 	for _, why := range whys(o.receipts) {
 		fmt.Fprintf(w, "  not verified: %s\n", printable(why))
 	}
-	if r := residue(o.receipts); r != "" {
-		fmt.Fprintf(w, "  left behind: %s\n", r)
-	}
 	if matched == 0 && o.verdict.Verdict != revoke.Incomplete {
 		fmt.Fprintf(a.io.err, "warning: %s matched no session; check the spelling (pgedge sessions lists what is known)\n", pub.Scope)
 	}
 	_, err := fmt.Fprintf(w, "receipt: pgedge receipts show %s\n", pub.ID)
 	return err
+}
+
+// found says what the verdict means and for how many sessions. Where none matched there was no backend to see gone.
+func found(v revoke.Verdict, matched int) string {
+	if v == revoke.Complete && matched == 0 {
+		return "no session matched"
+	}
+	return explain(v) + ", " + count(matched, "session", "sessions")
 }
 
 func explain(v revoke.Verdict) string {

@@ -24,6 +24,8 @@ type connectFlags struct {
 	nats     string
 	creds    string
 	stateDir string
+	// patience is how long the caller waits for evidence, when that is longer than the nodes' default verify_timeout.
+	patience time.Duration
 }
 
 func (f *connectFlags) register(cmd *cobra.Command) {
@@ -41,6 +43,9 @@ func (f *connectFlags) options() (cluster.DialOptions, error) {
 	o := cluster.DialOptions{URL: f.nats, CredsFile: f.creds, StateDir: f.stateDir, Timeout: connectTimeout}
 	if o.CredsFile == "" {
 		o.CredsFile = os.Getenv("PGEDGE_NATS_CREDS")
+	}
+	if f.patience > config.Default().Cluster.VerifyTimeout {
+		o.VerifyTimeout = f.patience
 	}
 	if o.URL == "" && o.StateDir == "" {
 		o.URL = os.Getenv("PGEDGE_NATS")

@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,7 +63,17 @@ type demo struct {
 
 func (a *app) demo(ctx context.Context, keep bool) (err error) {
 	clearPGVariables()
-	d := &demo{app: a, began: time.Now()}
+	// Without this, `pgedge demo | head` would end at its second line with everything left behind: the Go runtime
+	// dies of SIGPIPE when nobody reads its output. The signal itself says nothing, since every socket that a peer has
+	// closed sends it too; the failed write does.
+	pipes := make(chan os.Signal, 1)
+	signal.Notify(pipes, syscall.SIGPIPE)
+	defer signal.Stop(pipes)
+	ctx, cancelPlay := context.WithCancelCause(ctx)
+	defer cancelPlay(nil)
+	performer := *a
+	performer.io.out = cancellingWriter{a.io.out, cancelPlay}
+	d := &demo{app: &performer, began: time.Now()}
 	defer d.cleanUp()
 	playCtx, cancel := context.WithTimeout(ctx, demoLimit)
 	defer cancel()
@@ -77,10 +91,27 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 	return nil
 }
 
+// cancellingWriter ends the demo when nobody can see it any more.
+type cancellingWriter struct {
+	w      io.Writer
+	cancel context.CancelCauseFunc
+}
+
+func (w cancellingWriter) Write(b []byte) (int, error) {
+	n, err := w.w.Write(b)
+	if err != nil {
+		w.cancel(fmt.Errorf("stopped, since the output cannot be written: %w", err))
+	}
+	return n, err
+}
+
 // explain adds where the nodes' logs were going, since they are removed with everything else.
 func (d *demo) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("interrupted")
+		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+			return cause
+		}
+		return errors.New("interrupted")
 	}
 	for _, n := range d.nodes {
 		if tail := n.logTail(); tail != "" {

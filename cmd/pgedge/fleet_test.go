@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -162,7 +165,7 @@ func TestRevokeInJSONEndsWithTheVerdict(t *testing.T) {
 
 func TestAKillThatIsNotVerifiedExitsWithThreeAndSaysWhy(t *testing.T) {
 	f := startFleet(t, func(r *revoke.Receipt) bool {
-		r.Unverified = len(r.Sessions)
+		r.Stage, r.Unverified = revoke.StageClosed, len(r.Sessions)
 		for i := range r.Sessions {
 			r.Sessions[i].Verified, r.Sessions[i].Backend, r.Sessions[i].Why = false, "cancelled", "no control role"
 		}
@@ -199,7 +202,10 @@ func TestTheWorstVerdictOfSeveralPrincipalsCounts(t *testing.T) {
 
 func TestARevocationThatMatchesNothingWarns(t *testing.T) {
 	f := startFleet(t, nil)
-	f.expect(0, []string{"warning: principal alcie matched no session"}, "revoke", "alcie")
+	out := f.expect(0, []string{"warning: principal alcie matched no session", "complete: no session matched on 1 node"}, "revoke", "alcie")
+	if strings.Contains(out, "seen gone") {
+		t.Errorf("there was no backend to see gone:\n%s", out)
+	}
 }
 
 func TestSuspendSaysUntilWhen(t *testing.T) {
@@ -231,6 +237,59 @@ func TestDryRunPublishesNothing(t *testing.T) {
 	f.expect(0, []string{"nothing is revoked"}, "revocations")
 }
 
+func TestEveryRoundOfAWatchInJSONHasItsNumberAndItsEnd(t *testing.T) {
+	f := startFleet(t, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	r, w := io.Pipe()
+	done := make(chan int, 1)
+	go func() {
+		done <- run(ctx, []string{"sessions", "--watch", "-o", "json", "--state-dir", f.dir}, stdio{in: strings.NewReader(""), out: w, err: io.Discard})
+		w.Close()
+	}()
+	lines := bufio.NewScanner(r)
+	inRound := 0
+	for round := 1.0; round <= 2 && lines.Scan(); {
+		m := decodeLines(t, lines.Text())[0]
+		if m["round"] != round {
+			t.Fatalf("in round %v: %v", round, m)
+		}
+		if m["id"] != nil {
+			inRound++
+			continue
+		}
+		if m["sessions"] != 3.0 || inRound != 3 || m["at"] == nil {
+			t.Errorf("%d sessions, then %v", inRound, m)
+		}
+		round, inRound = round+1, 0
+	}
+	cancel()
+	r.Close()
+	if code := <-done; code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestTheLiveBootOfANodeIsListedFirst(t *testing.T) {
+	var out bytes.Buffer
+	a := &app{io: stdio{out: &out}, output: "text"}
+	boot := func(node, status, version string) cluster.NodeInfo {
+		return cluster.NodeInfo{Status: status, Presence: revoke.Presence{Node: node, Version: version}}
+	}
+	err := a.printNodes([]cluster.NodeInfo{boot("b", "gone", "v1"), boot("a", "left", "v2"), boot("a", "gone", "v3"), boot("a", "live", "v4")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, line := range strings.Split(strings.TrimSpace(out.String()), "\n")[1:] {
+		fields := strings.Fields(line)
+		got = append(got, fields[0]+" "+fields[1])
+	}
+	if want := []string{"a live", "a gone", "a left", "b gone"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func TestSessionsAreListedAndFiltered(t *testing.T) {
 	f := startFleet(t, nil)
 	out := f.expect(0, []string{"alice", "bob", "7@db:5432", "3 sessions"}, "sessions")
@@ -254,6 +313,11 @@ func TestReceiptsShowWhatEveryNodeRecorded(t *testing.T) {
 		t.Errorf("got %v", lines)
 	}
 	f.expect(1, []string{"no receipt of nope"}, "receipts", "show", "nope")
+	f.expect(0, []string{id, "revoke principal.alice", "edge-a", "HR-1234", "1 receipt\n"}, "receipts")
+	lines = decodeLines(t, f.expect(0, nil, "receipts", "-o", "json"))
+	if len(lines) != 1 || lines[0]["revocation"] != id || lines[0]["matched"] != float64(2) {
+		t.Errorf("got %v", lines)
+	}
 }
 
 func TestCompletionOffersLiveNames(t *testing.T) {

@@ -173,7 +173,6 @@ func (n *runningNode) start(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	n.log.Info("journal replayed", "seq", node.Table().Applied(), "took", time.Since(began).Round(time.Millisecond).String())
 	if err := n.eng.Start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
@@ -182,7 +181,7 @@ func (n *runningNode) start(ctx context.Context) error {
 	for _, a := range n.eng.Addrs() {
 		n.log.Info(logAccepting, "address", a.String())
 	}
-	n.log.Info(logReady, "revoke", n.howToRevoke())
+	n.log.Info(logReady, "took", time.Since(began).Round(time.Millisecond).String(), "revoke", n.howToRevoke())
 	return nil
 }
 

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,7 +18,8 @@ func (a *app) nodesCommand() *cobra.Command {
 		Use:   "nodes",
 		Short: "List the nodes: version, state, journal position, sessions",
 		Long: `List every node that the journal knows of. A node is live while its heartbeats arrive within its lease, silent
-after that, gone when it has been silent for ten leases, and left when it has said goodbye.`,
+after that, gone when it has been silent for ten leases, and left when it has said goodbye. A node that was started
+again has one line per boot, the live one first.`,
 		Example: "  pgedge nodes\n  pgedge nodes -o json",
 		GroupID: groupLook,
 		Args:    noArgs,
@@ -42,7 +45,13 @@ after that, gone when it has been silent for ten leases, and left when it has sa
 	return cmd
 }
 
+// statusRank puts the boot that counts before what its node was earlier.
+var statusRank = map[string]int{"live": 0, "silent": 1, "gone": 2, "left": 3}
+
 func (a *app) printNodes(nodes []cluster.NodeInfo) error {
+	slices.SortStableFunc(nodes, func(x, y cluster.NodeInfo) int {
+		return cmp.Or(cmp.Compare(x.Presence.Node, y.Presence.Node), cmp.Compare(statusRank[x.Status], statusRank[y.Status]), cmp.Compare(x.HeardMS, y.HeardMS))
+	})
 	if a.json() {
 		for _, n := range nodes {
 			if err := a.printJSON(n); err != nil {

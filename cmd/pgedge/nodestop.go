@@ -38,7 +38,7 @@ func (n *runningNode) reloadConfig(ctx context.Context) {
 	// The rest of n.cfg stays what the process runs with, so that the next reload names the same keys again.
 	n.cfg.Limits.LoginTimeout, n.cfg.Limits.PerPrincipal = cfg.Limits.LoginTimeout, cfg.Limits.PerPrincipal
 	n.cfg.Timeouts, n.cfg.Contact = cfg.Timeouts, cfg.Contact
-	n.log.Info("SIGHUP: limits, timeouts and contact reloaded")
+	n.log.Info("SIGHUP: limits.login_timeout, limits.per_principal, timeouts and contact reloaded")
 }
 
 // stop takes everything down. With drain, sessions may finish what they are doing; a second signal cuts that short.

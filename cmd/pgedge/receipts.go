@@ -6,19 +6,29 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"pgedge/revoke"
 )
 
+// defaultSince is how far back receipts are listed, maxSince how long they are kept.
+const (
+	defaultSince = 24 * time.Hour
+	maxSince     = 400 * 24 * time.Hour
+)
+
 func (a *app) receiptsCommand() *cobra.Command {
+	var connect connectFlags
+	var since time.Duration
 	cmd := &cobra.Command{
-		Use:     "receipts",
-		Short:   "Show the evidence of a revocation",
-		Long:    "Receipts are what each node has recorded about each revocation: which sessions it cut, when, and what became of their backends and transactions.",
-		Example: "  pgedge receipts show 01JD2Z8QH4Y6K3T9V5B7N1M0XA",
+		Use:   "receipts",
+		Short: "List and show the evidence of revocations",
+		Long: `Receipts are what each node has recorded about each revocation: which sessions it cut, when, and what became of their
+backends and transactions. Without a subcommand, list those of the last day, oldest first, one line per revocation and node;
+receipts show ID has the sessions.`,
+		Example: "  pgedge receipts\n  pgedge receipts --since 72h -o json\n  pgedge receipts show 01JD2Z8QH4Y6K3T9V5B7N1M0XA",
 		GroupID: groupLook,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -27,11 +37,55 @@ func (a *app) receiptsCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usageErrorf("say what to do with receipts: show ID")
+			if since <= 0 || since > maxSince {
+				return usageErrorf("--since %s: is out of range: more than 0, up to %s", since, maxSince)
+			}
+			client, err := connect.dial(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), queryTimeout)
+			defer cancel()
+			list, truncated, err := client.ListReceipts(ctx, time.Now().Add(-since))
+			if err != nil {
+				return err
+			}
+			if truncated {
+				fmt.Fprintf(a.io.err, "warning: only the newest %d receipts are listed\n", len(list))
+			}
+			return a.listReceipts(list)
 		},
 	}
+	connect.register(cmd)
+	cmd.Flags().DurationVar(&since, "since", defaultSince, "how far back, for example 72h")
 	cmd.AddCommand(a.receiptsShowCommand(), laterCommand("export"), laterCommand("verify"))
 	return cmd
+}
+
+func (a *app) listReceipts(list []revoke.Receipt) error {
+	if a.json() {
+		for _, r := range list {
+			r.Sessions = []revoke.SessionReceipt{} // receipts show ID has them
+			if err := a.printJSON(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t := newTable(a.io.out, "RECEIVED", "FACT", "NODE", "STAGE", "SESSIONS", "NOT SEEN GONE", "BY", "REASON", "REVOCATION")
+	for _, r := range list {
+		stage := string(r.Stage)
+		if !r.Final() {
+			stage += ", not final"
+		}
+		t.row(stamp(r.ReceivedAt), r.Verb+" "+r.Scope, r.Node, stage, fmt.Sprint(r.Matched), fmt.Sprint(r.Unverified), r.Actor, r.Reason, r.Revocation)
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(a.io.out, count(len(list), "receipt", "receipts"))
+	return err
 }
 
 func (a *app) receiptsShowCommand() *cobra.Command {
@@ -111,12 +165,9 @@ func printReceipt(w io.Writer, r revoke.Receipt) error {
 		fmt.Fprintf(w, ", %d not seen gone", r.Unverified)
 	}
 	fmt.Fprintf(w, "\n  %s\n", pace(r))
-	if res := residue([]revoke.Receipt{r}); res != "" {
-		fmt.Fprintf(w, "  left behind: %s\n", res)
-	}
 	if len(r.Sessions) == 0 {
-		if r.Matched > 0 {
-			fmt.Fprintln(w, "  the sessions' pages are not stored yet")
+		if r.Matched > 0 && !r.Final() {
+			fmt.Fprintln(w, "  the sessions come with the final receipt")
 		}
 		return nil
 	}
@@ -166,31 +217,4 @@ func whys(receipts []revoke.Receipt) []string {
 	}
 	slices.Sort(out)
 	return out
-}
-
-// residue says what a kill could not undo. Several nodes count the same database, so the largest count stands.
-func residue(receipts []revoke.Receipt) string {
-	var most revoke.Residue
-	for _, r := range receipts {
-		if r.Residue == nil {
-			continue
-		}
-		most.PreparedXacts = max(most.PreparedXacts, r.Residue.PreparedXacts)
-		most.ReplicationSlots = max(most.ReplicationSlots, r.Residue.ReplicationSlots)
-		most.DirectSessions = max(most.DirectSessions, r.Residue.DirectSessions)
-	}
-	var parts []string
-	for _, p := range []struct {
-		n         int
-		one, many string
-	}{
-		{most.PreparedXacts, "prepared transaction", "prepared transactions"},
-		{most.ReplicationSlots, "replication slot", "replication slots"},
-		{most.DirectSessions, "session that bypasses pgedge", "sessions that bypass pgedge"},
-	} {
-		if p.n > 0 {
-			parts = append(parts, count(p.n, p.one, p.many))
-		}
-	}
-	return strings.Join(parts, ", ")
 }

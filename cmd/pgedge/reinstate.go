@@ -74,7 +74,8 @@ func (a *app) reinstateCommand() *cobra.Command {
 		Long: `Undo what is in force for the principals now: the newest revoke and suspend that this command has seen. A
 revocation published in the same moment by somebody else is not undone. Sessions that were ended stay ended.
 
-Each scope is reinstated by itself: a principal whose role or database is revoked stays locked out by that.`,
+Each selector is reinstated by itself: a principal whose role or database is revoked stays locked out by that.
+` + selectorsAddUp,
 		Example: "  pgedge reinstate alice --reason 'HR-1234 was a mistake'\n  pgedge reinstate --database payroll\n  pgedge reinstate alice --dry-run",
 		GroupID: groupVerbs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -121,31 +122,38 @@ func (a *app) reinstate(ctx context.Context, client *cluster.Client, scopes []re
 	if len(scopes) > 1 {
 		opts.Batch = ulid.Make().String()
 	}
+	var undo []revoke.Scope
+	var upto []uint64
 	for _, scope := range scopes {
 		blocks := inForce[scope]
 		if len(blocks) == 0 {
 			failed = append(failed, fmt.Errorf("%s is neither revoked nor suspended%s", scope, alsoBlocking(scope, inForce)))
 			continue
 		}
-		opts.Upto = 0
+		newest := uint64(0)
 		for _, b := range blocks {
-			opts.Upto = max(opts.Upto, b.Seq)
+			newest = max(newest, b.Seq)
 			if err := a.printUndone(b); err != nil {
 				return err
 			}
 		}
-		if dryRun {
-			continue
+		undo, upto = append(undo, scope), append(upto, newest)
+	}
+	if !dryRun {
+		pubs, notPublished, err := a.publishAll(undo, func(i int) cluster.PublishOptions {
+			o := opts
+			o.Upto = upto[i]
+			return o
+		}, func(scope revoke.Scope, opts cluster.PublishOptions) (*cluster.Publication, error) {
+			return client.Publish(ctx, revoke.VerbReinstate, scope, opts)
+		})
+		for _, pub := range pubs {
+			client.Release(pub)
 		}
-		pub, err := client.Publish(ctx, revoke.VerbReinstate, scope, opts)
 		if err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		client.Release(pub)
-		if err := a.printStored(pub, opts); err != nil {
 			return err
 		}
+		failed = append(failed, notPublished...)
 	}
 	if len(failed) > 0 {
 		return notStored(failed, len(scopes))

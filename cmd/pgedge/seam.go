@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"sync"
 
 	"pgedge/audit"
@@ -84,9 +85,15 @@ func (l *lateEngine) SessionCount() int {
 
 // auditRecord turns the engine's event into a record of the trail.
 func auditRecord(e engine.AuditEvent) audit.Record {
-	return audit.Record{
+	r := audit.Record{
 		Time: e.Time, Kind: e.Kind, Session: e.Session, Principal: e.Principal, Role: e.Role, Database: e.Database,
 		Client: e.Client, Application: e.Application, Reason: e.Reason, SQLState: e.SQLState, Revocation: e.Revocation,
 		Detail: e.Detail, DurationMS: float64(e.Duration.Microseconds()) / 1000, BytesIn: e.BytesIn, BytesOut: e.BytesOut,
 	}
+	if r.Kind == audit.KindRevocation {
+		// The engine has one field for why a session ended and for what a fact does; the trail has two.
+		r.Verb, r.Reason = r.Reason, ""
+	}
+	r.Detail = strings.TrimSpace(r.Detail)
+	return r
 }

@@ -3,7 +3,9 @@ package main
 import (
 	"testing"
 
+	"pgedge/audit"
 	"pgedge/cluster"
+	"pgedge/engine"
 	"pgedge/revoke"
 )
 
@@ -42,5 +44,17 @@ func TestANodeThatLostAnOrderDoesNotServe(t *testing.T) {
 	l.Cut(revoke.Order{})
 	if l.attach(&recorder{}) {
 		t.Error("a lost order was not noticed")
+	}
+}
+
+// The verb stood where the reason of an end stands, and the detail ended in a space when no reason was given.
+func TestARevocationInTheTrailHasItsVerbInItsOwnPlace(t *testing.T) {
+	r := auditRecord(engine.AuditEvent{Kind: audit.KindRevocation, Reason: "revoke", Detail: "principal.alice seq 7 ", Revocation: "id"})
+	if r.Verb != "revoke" || r.Reason != "" || r.Detail != "principal.alice seq 7" || r.Revocation != "id" {
+		t.Errorf("got %+v", r)
+	}
+	r = auditRecord(engine.AuditEvent{Kind: audit.KindEnd, Reason: "client_gone"})
+	if r.Verb != "" || r.Reason != "client_gone" {
+		t.Errorf("got %+v", r)
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -13,6 +14,12 @@ import (
 
 // maxScopes bounds one command; each scope is a message of its own.
 const maxScopes = 1000
+
+// selectorsAddUp belongs into the help of every verb: whoever takes selectors for filters ends more than was meant.
+const selectorsAddUp = `Selectors add up, they do not narrow each other: "alice --database app" is alice in every database, and everybody in app.`
+
+// sessionID is what a session can be called: the node's id and a number in base 36.
+var sessionID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,63}-[0-9a-z]{1,13}$`)
 
 // selectors choose what a verb applies to.
 type selectors struct {
@@ -38,6 +45,9 @@ func (s *selectors) scopes(cmd *cobra.Command, principals []string) ([]revoke.Sc
 	var out []revoke.Scope
 	add := func(kind revoke.ScopeKind, names []string) error {
 		for _, name := range names {
+			if kind == revoke.ScopeSession && !sessionID.MatchString(name) {
+				return usageErrorf("--session %q: is no session id: <node>-<number in base 36>, as pgedge sessions prints it", name)
+			}
 			scope, err := revoke.NewScope(kind, name)
 			if err != nil {
 				return usageErrorf("%v", err)

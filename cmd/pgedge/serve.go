@@ -36,9 +36,9 @@ kept in the state directory. User and password in --upstream are the control rol
 pg_signal_backend and pg_read_all_stats: with it a kill is verified, without it the receipt says what was not seen.
 
 Flags win over PGEDGE_* variables (PGEDGE_LIMITS_MAX_SESSIONS sets limits.max_sessions, PGEDGE_UPSTREAM is --upstream),
-these over the file. SIGHUP reloads limits, timeouts and contact and reopens the
-audit file. SIGTERM or SIGINT drains: new logins are refused, sessions end at their next sync point; a second one
-ends the process at once.`,
+these over the file. SIGHUP reloads timeouts, contact, limits.login_timeout and limits.per_principal, and reopens the
+audit file; limits.max_sessions and limits.max_logins need a restart, like everything else. SIGTERM or SIGINT drains:
+new logins are refused, sessions end at their next sync point; a second one ends the process at once.`,
 		Example: `  pgedge serve --upstream postgres://pgedge_control:secret@db:5432
   pgedge serve -c /etc/pgedge/pgedge.yaml
   pgedge serve --upstream postgres://db --node edge-b --listen 127.0.0.1:6433 --admin off --nats "$(cat /var/lib/pgedge/nats-url)"`,
@@ -46,6 +46,9 @@ ends the process at once.`,
 		Args:        noArgs,
 		Annotations: map[string]string{ownSignals: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.file == "" && f.upstream == "" && os.Getenv("PGEDGE_UPSTREAM") == "" {
+				return usageErrorf("no upstream: say where Postgres is with --upstream, $PGEDGE_UPSTREAM or a file (-c)")
+			}
 			log, err := newLogger(a.io.err, f.logFormat)
 			if err != nil {
 				return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -242,24 +243,34 @@ func TestServeRefusesMoreSessionsThanDescriptors(t *testing.T) {
 	}
 }
 
-func TestASecondNodeWithTheSameIDEndsTheFirst(t *testing.T) {
+// A joiner that was started under the id of the embedded server's node ended that node, and with it the cluster.
+func TestANodeUnderAnIDThatIsInUseIsRefusedAndTheOtherServesOn(t *testing.T) {
 	dir := t.TempDir()
-	args := func(state string) []string {
-		return []string{"--node", "edge-x", "--upstream", "postgres://127.0.0.1:1", "--admin", "off", "--listen", "127.0.0.1:0", "--state-dir", filepath.Join(dir, state)}
+	args := func(id, state string) []string {
+		return []string{"--node", id, "--upstream", "postgres://127.0.0.1:1", "--admin", "off", "--listen", "127.0.0.1:0", "--state-dir", filepath.Join(dir, state)}
 	}
-	hub := startServe(t, "--node", "hub", "--upstream", "postgres://127.0.0.1:1", "--admin", "off", "--listen", "127.0.0.1:0", "--state-dir", filepath.Join(dir, "hub"))
+	hub := startServe(t, args("hub", "hub")...)
 	hub.await(logReady)
 	url, err := os.ReadFile(filepath.Join(dir, "hub", "nats-url"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	natsURL := strings.TrimSpace(string(url))
-	first := startServe(t, append(args("first"), "--nats", natsURL)...)
-	first.await(logReady)
-	second := startServe(t, append(args("second"), "--nats", natsURL)...)
-	second.await(logReady)
-	if code := first.exitCode(); code != 1 || !strings.Contains(strings.Join(first.seen, "\n"), "younger") {
-		t.Errorf("exit code %d\n%s", code, strings.Join(first.seen, "\n"))
+	nats := []string{"--nats", strings.TrimSpace(string(url))}
+	joined := startServe(t, append(args("edge-x", "first"), nats...)...)
+	joined.await(logReady)
+	for _, id := range []string{"edge-x", "hub"} {
+		second := startServe(t, append(args(id, "second"), nats...)...)
+		if code := second.exitCode(); code != 1 || !strings.Contains(strings.Join(second.seen, "\n"), "node id "+id+" is in use by boot") {
+			t.Errorf("%s: exit code %d\n%s", id, code, strings.Join(second.seen, "\n"))
+		}
+	}
+	for _, s := range []*served{joined, hub} {
+		if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		if code := s.exitCode(); code != 0 {
+			t.Errorf("a node that serves on stops with exit code %d\n%s", code, strings.Join(s.seen, "\n"))
+		}
 	}
 }
 
@@ -272,5 +283,41 @@ func TestDemo(t *testing.T) {
 	}
 	if strings.Contains(out, "FAILED") {
 		t.Error(out)
+	}
+}
+
+// `pgedge demo | head` died of SIGPIPE and left its directories behind.
+func TestADemoThatNobodyReadsLeavesNothingBehind(t *testing.T) {
+	// Not t.TempDir: its name is too long for a unix socket, and Postgres's user may not walk through it.
+	dir, err := os.MkdirTemp("/tmp", "pgedge-t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("pgedge", "demo")
+	cmd.Env = append(cleanEnviron(), "TMPDIR="+dir)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
+		t.Error(err)
+	}
+	stdout.Close()
+	_ = cmd.Wait() // how it ended is looked at below
+	if code := cmd.ProcessState.ExitCode(); code != exitFailed || !strings.Contains(stderr.String(), "the output cannot be written") {
+		t.Errorf("exit code %d (%s)\n%s", code, cmd.ProcessState, stderr.String())
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

@@ -25,7 +25,10 @@ func (a *app) sessionsCommand() *cobra.Command {
 		Use:   "sessions",
 		Short: "List the live sessions of the whole fleet",
 		Long: `List the live sessions, as every node reports them at this moment. Nodes that did not answer are named, and then
-the exit code is 4: the list is incomplete.`,
+the exit code is 4: the list is incomplete.
+
+With --watch and -o json every session carries the number of its round, and a line with the count ends the round:
+{"round":1,"at":"...","sessions":2,"missing":[]}.`,
 		Example: "  pgedge sessions\n  pgedge sessions --principal alice --watch\n  pgedge sessions -o json | jq -r .id",
 		GroupID: groupLook,
 		Args:    noArgs,
@@ -41,7 +44,7 @@ the exit code is 4: the list is incomplete.`,
 			if watch {
 				return a.watchSessions(cmd.Context(), client, filter)
 			}
-			return a.listSessions(cmd.Context(), client, filter)
+			return a.listSessions(cmd.Context(), client, filter, 0)
 		},
 	}
 	connect.register(cmd)
@@ -58,14 +61,20 @@ the exit code is 4: the list is incomplete.`,
 	return cmd
 }
 
-func (a *app) listSessions(ctx context.Context, client *cluster.Client, filter cluster.SessionFilter) error {
+// listSessions prints the list once. A round other than 0 is told in JSON, where one list follows another.
+func (a *app) listSessions(ctx context.Context, client *cluster.Client, filter cluster.SessionFilter, round int) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	sessions, missing, err := client.Sessions(ctx, filter)
 	if err != nil {
 		return err
 	}
-	if err := a.printSessions(sessions, missing); err != nil {
+	if round > 0 && a.json() {
+		err = a.printRound(round, sessions, missing)
+	} else {
+		err = a.printSessions(sessions, missing)
+	}
+	if err != nil {
 		return err
 	}
 	if len(missing) > 0 {
@@ -77,12 +86,12 @@ func (a *app) listSessions(ctx context.Context, client *cluster.Client, filter c
 func (a *app) watchSessions(ctx context.Context, client *cluster.Client, filter cluster.SessionFilter) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	for {
+	for round := 1; ; round++ {
 		if !a.json() && isTerminal(a.io.out) {
 			fmt.Fprint(a.io.out, "\x1b[H\x1b[2J")
 		}
 		var incomplete *codeError
-		if err := a.listSessions(ctx, client, filter); err != nil && !errors.As(err, &incomplete) {
+		if err := a.listSessions(ctx, client, filter, round); err != nil && !errors.As(err, &incomplete) {
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -96,10 +105,37 @@ func (a *app) watchSessions(ctx context.Context, client *cluster.Client, filter 
 	}
 }
 
-func (a *app) printSessions(sessions []revoke.SessionInfo, missing []string) error {
+// roundSessionJSON is a session of a round of --watch, roundJSON the line that ends the round.
+type roundSessionJSON struct {
+	Round int `json:"round"`
+	revoke.SessionInfo
+}
+
+type roundJSON struct {
+	Round    int       `json:"round"`
+	At       time.Time `json:"at"`
+	Sessions int       `json:"sessions"`
+	Missing  []string  `json:"missing"` // nodes without a complete answer
+}
+
+func (a *app) printRound(round int, sessions []revoke.SessionInfo, missing []string) error {
+	sortSessions(sessions)
+	for _, s := range sessions {
+		if err := a.printJSON(roundSessionJSON{round, s}); err != nil {
+			return err
+		}
+	}
+	return a.printJSON(roundJSON{round, time.Now().UTC(), len(sessions), append([]string{}, missing...)})
+}
+
+func sortSessions(sessions []revoke.SessionInfo) {
 	slices.SortFunc(sessions, func(x, y revoke.SessionInfo) int {
 		return cmp.Or(cmp.Compare(x.Principal, y.Principal), x.Since.Compare(y.Since), cmp.Compare(x.ID, y.ID))
 	})
+}
+
+func (a *app) printSessions(sessions []revoke.SessionInfo, missing []string) error {
+	sortSessions(sessions)
 	if len(missing) > 0 {
 		fmt.Fprintf(a.io.err, "warning: no complete answer from %s; their sessions are not in this list\n", strings.Join(missing, ", "))
 	}

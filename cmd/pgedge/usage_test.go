@@ -31,6 +31,7 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 
 func TestWrongUsageIsExitCodeTwo(t *testing.T) {
 	t.Setenv("PGEDGE_STATE_DIR", t.TempDir())
+	t.Setenv("PGEDGE_UPSTREAM", "")
 	for args, want := range map[string]string{
 		"frobnicate":                       `unknown command "frobnicate"`,
 		"revoke":                           "nothing to revoke",
@@ -48,7 +49,10 @@ func TestWrongUsageIsExitCodeTwo(t *testing.T) {
 		"reinstate":                        "nothing to reinstate",
 		"kill":                             "nothing to kill",
 		"sessions alice":                   "takes no argument",
-		"receipts":                         "show ID",
+		"receipts --since 0s":              "out of range",
+		"kill --session bad!id":            "is no session id",
+		"kill --session edge-A":            "is no session id",
+		"serve":                            "no upstream",
 		"receipts shw":                     "unknown command",
 		"receipts show":                    "exactly one ID",
 		"receipts show not.an.id":          "not a revocation id",
@@ -64,6 +68,17 @@ func TestWrongUsageIsExitCodeTwo(t *testing.T) {
 		code := run(context.Background(), strings.Split(args, " "), stdio{in: strings.NewReader(""), out: &out, err: &errs})
 		if code != exitUsage || !strings.Contains(errs.String(), want) || out.Len() > 0 {
 			t.Errorf("pgedge %s: exit code %d, stdout %q, stderr %q", args, code, out.String(), errs.String())
+		}
+	}
+}
+
+// Whoever takes selectors for filters ends more sessions than was meant.
+func TestTheHelpOfEveryVerbSaysThatSelectorsAddUp(t *testing.T) {
+	for _, verb := range []string{"revoke", "suspend", "kill", "reinstate"} {
+		var out, errs bytes.Buffer
+		code := run(context.Background(), []string{verb, "--help"}, stdio{in: strings.NewReader(""), out: &out, err: &errs})
+		if code != 0 || !strings.Contains(out.String(), "Selectors add up") {
+			t.Errorf("%s --help: exit code %d\n%s", verb, code, out.String())
 		}
 	}
 }

@@ -46,7 +46,9 @@ reinstated. Prints a line per node while the proof comes in, and a verdict at th
   incomplete           anything else within the time; the revocation is stored all the same  exit code 4
 
 Roles, databases, single sessions or everybody can be revoked the same way. With passthrough login the principal is
-the user name that the client logs in with.`,
+the user name that the client logs in with.
+
+` + selectorsAddUp,
 		Example: `  pgedge revoke alice --reason HR-1234
   pgedge revoke alice bob --wait 5s
   pgedge revoke --database payroll --dry-run
@@ -59,7 +61,9 @@ func (a *app) suspendCommand() *cobra.Command {
 		Use:   "suspend PRINCIPAL... --for DURATION",
 		Short: "End all sessions of a principal and refuse new ones for a while",
 		Long: `The same as revoke, but logins are allowed again by themselves when the time is over. Verdict and exit codes are
-those of revoke.`,
+those of revoke.
+
+` + selectorsAddUp,
 		Example: "  pgedge suspend alice --for 2h --reason 'laptop lost'\n  pgedge suspend --role app_rw --for 15m",
 	})
 }
@@ -69,7 +73,9 @@ func (a *app) killCommand() *cobra.Command {
 		Use:   "kill PRINCIPAL...",
 		Short: "End the sessions of a principal that exist now",
 		Long: `End the live sessions, and nothing more: the principal may log in again at once. Verdict and exit codes are those
-of revoke.`,
+of revoke.
+
+` + selectorsAddUp,
 		Example: "  pgedge kill alice\n  pgedge kill --session edge-a-1f3k2\n  pgedge kill --all --yes",
 	})
 }
@@ -81,7 +87,7 @@ func (a *app) verbCommand(verb revoke.Verb, cmd *cobra.Command) *cobra.Command {
 	f.sel.register(cmd, completer{&f.connect})
 	fs := cmd.Flags()
 	fs.StringVar(&f.reason, "reason", "", "why, for the receipt; not shown to the user")
-	fs.DurationVar(&f.wait, "wait", 0, "wait at most this long for the verdict (default: until it is certain)")
+	fs.DurationVar(&f.wait, "wait", 0, "at most this long, from the first attempt to store to the verdict (default: until the verdict is certain)")
 	fs.BoolVar(&f.noWait, "no-wait", false, "do not wait for any node: stored, not proven")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "show the sessions that match, and do nothing")
 	if verb == revoke.VerbSuspend {
@@ -97,6 +103,7 @@ func (a *app) verbCommand(verb revoke.Verb, cmd *cobra.Command) *cobra.Command {
 				return err
 			}
 		}
+		f.connect.patience = f.wait
 		client, err := f.connect.dial(cmd.Context())
 		if err != nil {
 			return err

@@ -49,20 +49,32 @@ type runDir struct {
 const runPrefix = "run-"
 
 func newRunDir(who *owner) (*runDir, error) {
-	home, err := makeHome(who)
+	path, err := makeRunPath(who)
+	if errors.Is(err, os.ErrNotExist) {
+		// Another process has removed the home in between, with the last server in it.
+		path, err = makeRunPath(who)
+	}
 	if err != nil {
 		return nil, err
-	}
-	sweep(home)
-	path, err := os.MkdirTemp(home, runPrefix)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make a server's directory: %w", err)
 	}
 	d := &runDir{path: path}
 	if err := d.prepare(who); err != nil {
 		return nil, errors.Join(err, d.remove())
 	}
 	return d, nil
+}
+
+func makeRunPath(who *owner) (string, error) {
+	home, err := makeHome(who)
+	if err != nil {
+		return "", err
+	}
+	sweep(home)
+	path, err := os.MkdirTemp(home, runPrefix)
+	if err != nil {
+		return "", fmt.Errorf("cannot make a server's directory: %w", err)
+	}
+	return path, nil
 }
 
 func (d *runDir) prepare(who *owner) error {
@@ -77,6 +89,7 @@ func (d *runDir) prepare(who *owner) error {
 	return who.own(d.path)
 }
 
+// remove removes the directory, and the home when nothing else is in it: a demo leaves nothing behind.
 func (d *runDir) remove() error {
 	if d.lock != nil {
 		defer d.lock.Close()
@@ -84,6 +97,7 @@ func (d *runDir) remove() error {
 	if err := os.RemoveAll(d.path); err != nil {
 		return fmt.Errorf("cannot remove a server's directory: %w", err)
 	}
+	_ = os.Remove(filepath.Dir(d.path)) // It fails while there is another server or a cached cluster.
 	return nil
 }
 

@@ -11,7 +11,8 @@ import (
 // check looks at what no single key can know: keys against each other, and the consequences worth a warning.
 func (l *loader) check() {
 	c := l.cfg
-	if len(c.Databases) == 0 {
+	// What could not be read, or is wrong in itself, says nothing about databases being missing.
+	if len(c.Databases) == 0 && !l.fileIsBroken && !l.report.names("databases") {
 		l.errorf(place{source: l.file, line: boolToLine(l.file)}, "databases", "no database: add databases: {'*': {upstream: postgres://host:5432}} or give --upstream")
 	}
 	if c.Cluster.Lease < 3*c.Cluster.Heartbeat {
@@ -49,8 +50,7 @@ func (l *loader) checkDatabase(name string, d Database) {
 	}
 	if l.src.CheckUpstream != nil {
 		if err := l.src.CheckUpstream(d.Upstream.Reveal()); err != nil {
-			text := strings.ReplaceAll(err.Error(), d.Upstream.Reveal(), RedactURL(d.Upstream.Reveal()))
-			l.errorf(d.placed["upstream"], full+".upstream", "%s", strings.TrimPrefix(text, "upstream: "))
+			l.upstreamProblem(d, full+".upstream", err)
 		}
 	}
 	if d.passwordFile != "" && d.ControlUser == "" {
@@ -59,6 +59,18 @@ func (l *loader) checkDatabase(name string, d Database) {
 	if !d.HasControl() {
 		l.warnf(d.placed["upstream"], full+".control", "no control role: sessions are cut and closed, but their backends are not seen gone, so no kill is verified (exit code 3)")
 	}
+}
+
+// upstreamProblem reports each error of a joined one by itself, in the place of the upstream and without its secrets.
+func (l *loader) upstreamProblem(d Database, key string, err error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			l.upstreamProblem(d, key, e)
+		}
+		return
+	}
+	text := strings.ReplaceAll(err.Error(), d.Upstream.Reveal(), RedactURL(d.Upstream.Reveal()))
+	l.errorf(d.placed["upstream"], key, "%s", strings.TrimPrefix(text, "upstream: "))
 }
 
 // HasControl reports whether a control role is configured.

@@ -323,7 +323,7 @@ func TestWarningsSayWhatWillNotWork(t *testing.T) {
 }
 
 func TestAMissingFileAndAMissingDatabaseAreErrors(t *testing.T) {
-	_, r := Load(Sources{File: filepath.Join(t.TempDir(), "none.yaml"), Upstream: "postgres://db"})
+	_, r := Load(Sources{File: filepath.Join(t.TempDir(), "none.yaml")})
 	if len(r.Errors) != 1 || !strings.Contains(r.Errors[0].String(), "no such file") {
 		t.Errorf("got %q", lines(r.Errors))
 	}
@@ -354,7 +354,7 @@ func FuzzLoadNeverPanics(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l := &loader{cfg: Default(), report: &Report{}, placed: map[string]place{}, usedEnv: map[string]bool{},
 			lookup: func(string) (string, bool) { return "x", true }}
-		l.parseFile(b)
+		l.apply(b)
 		l.check()
 	})
 }

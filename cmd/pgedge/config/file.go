@@ -14,34 +14,53 @@ import (
 // maxFileBytes bounds the file; a configuration of a thousand databases has 300 KiB.
 const maxFileBytes = 1 << 20
 
+// readFile applies the file. fileIsBroken says that it could not be read as a whole.
 func (l *loader) readFile(path string) {
+	if b, ok := l.slurp(path); ok {
+		l.apply(b)
+	} else {
+		l.fileIsBroken = true
+	}
+}
+
+func (l *loader) apply(b []byte) {
+	root := l.parse(b)
+	l.fileIsBroken = len(l.report.Errors) > 0
+	if root != nil {
+		walk(l, root, "", "", rootKeys, l.cfg, l.placed)
+	}
+}
+
+// slurp reads the whole file; ok is false once it has reported why it cannot.
+func (l *loader) slurp(path string) (b []byte, ok bool) {
 	at := place{source: path}
 	f, err := os.Open(path)
 	if err != nil {
 		l.errorf(at, "", "cannot open the configuration: %v", errors.Unwrap(err))
-		return
+		return nil, false
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
+	b, err = io.ReadAll(io.LimitReader(f, maxFileBytes+1))
 	if err != nil {
 		l.errorf(at, "", "cannot read the configuration: %v", err)
-		return
+		return nil, false
 	}
 	if len(b) > maxFileBytes {
 		l.errorf(at, "", "the configuration is longer than %d bytes", maxFileBytes)
-		return
+		return nil, false
 	}
 	if st, err := f.Stat(); err == nil {
 		l.fileIsPublic = st.Mode().Perm()&0o044 != 0
 	}
-	l.parseFile(b)
+	return b, true
 }
 
-func (l *loader) parseFile(b []byte) {
+// parse returns the content of the only document; nil when there is none.
+func (l *loader) parse(b []byte) *yaml.Node {
 	docs, err := yaml.NewLoader(bytes.NewReader(b), yaml.WithUniqueKeys(false))
 	if err != nil {
 		l.errorf(place{source: l.file}, "", "cannot read the configuration: %v", err)
-		return
+		return nil
 	}
 	// The keys are checked against the tables of this package, not against struct tags, so that the problems of
 	// values and of keys come from one walk, each with its line.
@@ -50,7 +69,7 @@ func (l *loader) parseFile(b []byte) {
 		if !errors.Is(err, io.EOF) {
 			l.syntaxError(err)
 		}
-		return
+		return nil
 	}
 	if err := docs.Load(&second); err == nil {
 		l.errorf(l.at(&second), "", "a second YAML document: the configuration is one")
@@ -58,9 +77,9 @@ func (l *loader) parseFile(b []byte) {
 		l.syntaxError(err)
 	}
 	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
-		return
+		return nil
 	}
-	walk(l, root.Content[0], "", "", rootKeys, l.cfg, l.placed)
+	return root.Content[0]
 }
 
 // syntaxError reports what the YAML library says, with the library's own line where it has one.

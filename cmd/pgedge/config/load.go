@@ -44,6 +44,7 @@ type loader struct {
 	lookup       func(string) (string, bool)
 	usedEnv      map[string]bool
 	fileIsPublic bool
+	fileIsBroken bool // it could not be read as a whole
 }
 
 // Load reads all sources and returns the configuration together with everything that is wrong with it. The
@@ -215,8 +216,10 @@ func (l *loader) fail(at place, key string, err error) {
 	l.errorf(at, key, "%s", err.Error())
 }
 
+// errorf adds a problem. Its text is one line, so that every line of a report has its place.
 func (l *loader) errorf(at place, key, format string, args ...any) {
-	l.report.Errors = append(l.report.Errors, Problem{place: at, Key: key, Text: fmt.Sprintf(format, args...)})
+	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
+	l.report.Errors = append(l.report.Errors, Problem{place: at, Key: key, Text: text})
 }
 
 func (l *loader) warnf(at place, key, format string, args ...any) {

@@ -73,6 +73,11 @@ func (r *Report) Err() error {
 	return errors.New(strings.Join(lines, "\n"))
 }
 
+// names reports whether an error is about key or something below it.
+func (r *Report) names(key string) bool {
+	return slices.ContainsFunc(r.Errors, func(p Problem) bool { return p.Key == key || strings.HasPrefix(p.Key, key+".") })
+}
+
 // sort brings problems into the order in which one would fix them: the file from top to bottom, then the rest as
 // it was found.
 func (r *Report) sort() {
