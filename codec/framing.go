@@ -98,12 +98,12 @@ func frontendRules() (t [256]rule) {
 	large('F', effectRequest)   // FunctionCall
 	small('S', effectRequest)   // Sync
 	small('X', effectTerminate) // Terminate
-	large('P', effectExtended)      // Parse
-	large('B', effectExtended)      // Bind
-	small('D', effectExtended)      // Describe
-	small('E', effectExtended)      // Execute
-	small('C', effectExtended)      // Close
-	small('H', effectExtended)      // Flush
+	large('P', effectExtended)  // Parse
+	large('B', effectExtended)  // Bind
+	small('D', effectExtended)  // Describe
+	small('E', effectExtended)  // Execute
+	small('C', effectExtended)  // Close
+	small('H', effectExtended)  // Flush
 	large('d', effectNone)      // CopyData
 	small('c', effectNone)      // CopyDone
 	small('f', effectNone)      // CopyFail

@@ -117,6 +117,11 @@ func secondOpinion(t testing.TB, s stream) (frames []frame, want Seen) {
 		switch m := m.(type) {
 		case *pgproto3.Query, *pgproto3.FunctionCall, *pgproto3.Sync:
 			want.Requests++
+			want.Batch = BatchSynced
+		case *pgproto3.Parse, *pgproto3.Bind, *pgproto3.Describe, *pgproto3.Execute, *pgproto3.Close, *pgproto3.Flush:
+			if s.dir == FromFrontend {
+				want.Batch = BatchOpen
+			}
 		case *pgproto3.Terminate:
 			want.Terminate = true
 		case *pgproto3.ReadyForQuery:

@@ -34,6 +34,9 @@ func oracle(dir Direction, data []byte) (seen Seen, bad, whole int) {
 		switch {
 		case dir == FromFrontend && bytes.IndexByte([]byte("QFS"), data[at]) >= 0:
 			seen.Requests++
+			seen.Batch = BatchSynced
+		case dir == FromFrontend && bytes.IndexByte([]byte("PBDECH"), data[at]) >= 0:
+			seen.Batch = BatchOpen
 		case dir == FromFrontend && data[at] == 'X':
 			seen.Terminate = true
 		case dir == FromFrontend:
