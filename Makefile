@@ -13,7 +13,7 @@ LDFLAGS := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
 
 FUZZTIME ?= 10s
-TESTTIMEOUT ?= 7m
+TESTTIMEOUT ?= 15m
 PKG ?= ./...
 TESTFLAGS ?=
 SCENARIO ?= relay

@@ -257,7 +257,7 @@ func TestAKillOfACopyThatTheBackendDoesNotTakeIsVerified(t *testing.T) {
 func TestAPipelineThatBlocksBothWaysMovesOnWithASlowReader(t *testing.T) {
 	const (
 		queries     = 120
-		queryBytes  = 64 << 10
+		queryBytes  = 256 << 10 // 30 MB in all: more than the kernel buffers on the way can hold
 		resultBytes = 400 << 10
 	)
 	n := startNode(t, func(c *Config) { c.Loops = 1 })
