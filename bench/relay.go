@@ -157,7 +157,7 @@ func measureRelay(ctx context.Context, pgbench string, targets []*target, client
 	rows := make([]*row, len(targets))
 	for i, t := range targets {
 		rows[i] = &row{Target: t.name, Version: t.version, Clients: clients}
-		if _, err := measure(ctx, pgbench, t, clients, 1, mode); err != nil { // warm up
+		if _, err := measure(ctx, pgbench, t, clients, seconds, mode); err != nil { // warm up
 			return nil, err
 		}
 	}
