@@ -166,13 +166,6 @@ func denied(table *revoke.Table, principal string) bool {
 	return no
 }
 
-type logWriter struct{ t testing.TB }
-
-func (w logWriter) Write(b []byte) (int, error) {
-	w.t.Logf("%s", b)
-	return len(b), nil
-}
-
 // testConfig is a node with an embedded server in a directory of the test's.
 func testConfig(t testing.TB, node string) Config {
 	return Config{

@@ -29,8 +29,8 @@ type link struct {
 
 // noteError remembers an error that crypto/tls will repeat for ever, and lets go of what it has not read.
 func (l *link) noteError(err error) (final bool) {
-	var ne net.Error
-	if err == nil || errors.As(err, &ne) && ne.Temporary() {
+	var empty emptyError
+	if err == nil || errors.As(err, &empty) {
 		return false
 	}
 	l.broken, l.wire.in = true, nil

@@ -179,8 +179,7 @@ func (e *Engine) Cut(of revoke.Order) {
 	if len(logins) > 0 {
 		go func() {
 			for _, s := range logins {
-				s.wmu.Lock() // waits for a write that had passed the gate; its deadline is in the past
-				s.wmu.Unlock()
+				s.awaitWrite()
 				s.advance(prCut)
 			}
 		}()

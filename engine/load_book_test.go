@@ -24,7 +24,6 @@ type bookOrder struct {
 	of      revoke.Order
 	settled bool
 	members map[*bookSession]bool
-	told    progress
 }
 
 // book drives the index, the sessions' stages and the orders of an engine that was never started, and predicts every

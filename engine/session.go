@@ -189,6 +189,12 @@ func (s *session) interruptLocked() {
 	}
 }
 
+// awaitWrite returns when a write of the login that had passed the gate has ended; its deadline is in the past.
+func (s *session) awaitWrite() {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+}
+
 // longAgo interrupts reads and writes in progress.
 var longAgo = time.Unix(1, 0)
 
