@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -12,11 +13,15 @@ import (
 	"pgedge/internal/pgtest"
 )
 
+var conversations atomic.Int64
+
 // conversation goes once through what a session can be asked for.
 func conversation(t *testing.T, c *pgx.Conn) {
 	t.Helper()
 	ctx := bounded(t)
-	for _, sql := range []string{"LISTEN split", "NOTIFY split, 'payload'", "SET application_name = 'split'"} {
+	// Conversations run side by side in one database: each has a channel of its own.
+	channel := fmt.Sprintf("split_%d", conversations.Add(1))
+	for _, sql := range []string{"LISTEN " + channel, "NOTIFY " + channel + ", 'payload'", "SET application_name = 'split'"} {
 		if _, err := c.Exec(ctx, sql); err != nil {
 			t.Fatal(err)
 		}
