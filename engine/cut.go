@@ -117,7 +117,9 @@ func (l *loop) die(batch []*session) {
 // dieFront tells the client, if its stream stands at a message boundary and it has read all it was sent; else it is
 // reset without a word.
 func (s *session) dieFront() {
-	if s.back.open() {
+	// A backend that is blocked because nobody takes its output stays blocked: reading on would let it finish, and
+	// commit, before it is terminated. Any other is read, so that its end is seen at once.
+	if s.back.open() && s.back.paused == 0 {
 		s.back.phase = phDrain
 		s.back.arm()
 	}
@@ -226,6 +228,8 @@ func (s *session) backendSettled(t *target) {
 		}
 		if t.needsLastWords() && !s.evidence.eof {
 			// A backend leaves the list of backends just before its process closes the socket.
+			sd.phase = phDrain
+			sd.arm()
 			s.awaiting = t
 			s.awaitUntil = s.now() + int64(lastWordsTime)
 			s.rearm()
