@@ -230,7 +230,7 @@ func TestARevocationIsSyncedAtOnceAndTheRestWithinASecond(t *testing.T) {
 		if got := f.syncCount(); got != 0 {
 			t.Errorf("%d syncs after a login", got)
 		}
-		time.Sleep(syncInterval + time.Millisecond) // fake time
+		time.Sleep(syncInterval + time.Millisecond) // advances the bubble's clock; nothing waits in real time
 		synctest.Wait()
 		if got := f.syncCount(); got != 1 {
 			t.Errorf("%d syncs after a second", got)

@@ -77,7 +77,7 @@ func compare(t *testing.T, network, direct string, scripts []script, differences
 			for side, table := range tablesOf(i) {
 				if s.check != "" {
 					var left string
-					if err := admin.QueryRow(bounded(t), string(fillIn([]byte(s.check), table))).Scan(&left); err != nil {
+					if err := admin.QueryRow(bounded(t), string(forTable([]byte(s.check), table))).Scan(&left); err != nil {
 						t.Fatal(err)
 					}
 					heard[i][side] += " | " + left
@@ -127,7 +127,7 @@ func playScript(t *testing.T, c *plainConn, s script, table string) string {
 	take := func(f frame) { out = append(out, spell([]frame{f})) }
 	for _, st := range s.steps {
 		if len(st.send) > 0 {
-			c.send(fillIn(st.send, table))
+			c.send(forTable(st.send, table))
 		}
 		if st.finish {
 			c.closeWrite()
@@ -185,8 +185,8 @@ func ending(c *plainConn, text bool, take func(frame)) string {
 // tab stands for the script's table.
 const tab = "TABLE_T_____________"
 
-// fillIn puts the name of the table into messages whose lengths were computed for the longer placeholder: the name is
-// padded with blanks, which SQL does not mind.
-func fillIn(b []byte, table string) []byte {
+// forTable puts the script's own table into its messages. Their length words were computed for tab, which is longer than
+// any table's name, so the name is padded with blanks, which SQL does not mind.
+func forTable(b []byte, table string) []byte {
 	return []byte(strings.ReplaceAll(string(b), tab, table+strings.Repeat(" ", len(tab)-len(table))))
 }
