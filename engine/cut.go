@@ -76,14 +76,27 @@ func (l *loop) each(batch []*session, f func(*session)) {
 }
 
 // freeze stops a side: gnet writes its outbound buffer before it calls anybody, so writing is switched off where
-// something is buffered. Reading needs no switch: the closed gate drops what comes.
+// something is buffered. A backend that is at work is not read either until it has been told to terminate: a statement
+// that waits for its output to be taken could finish, and commit, into our hands. Elsewhere reading needs no switch:
+// the closed gate drops what comes.
 func (sd *side) freeze() {
 	if sd.conn == nil {
 		return
 	}
 	sd.phase = phCut
-	if sd.frozen = sd.buffered(); sd.frozen > 0 {
+	if sd.frozen = sd.buffered(); sd.frozen > 0 || !sd.isFront && sd.s.busy() {
 		sd.arm()
+	}
+}
+
+// terminated runs on the loop when the control connection has told these backends to terminate. Now they are read:
+// their last words are evidence, and the end of their streams says when to look for them.
+func terminated(batch []*session) {
+	for _, s := range batch {
+		if s.back.open() && s.back.phase == phCut {
+			s.back.phase = phDrain
+			s.back.arm()
+		}
 	}
 }
 
@@ -117,12 +130,6 @@ func (l *loop) die(batch []*session) {
 // dieFront tells the client, if its stream stands at a message boundary and it has read all it was sent; else it is
 // reset without a word.
 func (s *session) dieFront() {
-	// A backend that is blocked because nobody takes its output stays blocked: reading on would let it finish, and
-	// commit, before it is terminated. Any other is read, so that its end is seen at once.
-	if s.back.open() && s.back.paused == 0 {
-		s.back.phase = phDrain
-		s.back.arm()
-	}
 	front := &s.front
 	if !front.open() {
 		s.checkDone()

@@ -97,6 +97,7 @@ func (c *controller) terminate(ctx context.Context, p *proof, batch []*target) e
 	for _, row := range out {
 		byPID[row[0]] = row
 	}
+	told := make(map[*loop][]*session)
 	for _, t := range batch {
 		row := byPID[strconv.FormatUint(uint64(t.pid), 10)]
 		switch {
@@ -113,7 +114,13 @@ func (c *controller) terminate(ctx context.Context, p *proof, batch []*target) e
 			t.found, t.state, t.start, t.server = true, row[1], row[3], p.server
 			t.xid = fullXID(row[2], row[5])
 			c.verifying = append(c.verifying, t)
+			if t.s.loop != nil {
+				told[t.s.loop] = append(told[t.s.loop], t.s)
+			}
 		}
+	}
+	for l, sessions := range told {
+		l.post(func() { terminated(sessions) })
 	}
 	c.lookEvery = lookMin
 	c.lookAt = time.Now().Add(c.lookEvery)

@@ -203,6 +203,38 @@ func TestKillOverABrokenControlConnection(t *testing.T) {
 	}
 }
 
+// Regression: the output of a cut session's backend was read and dropped at once, so that a statement blocked on its
+// client could run to its end, and commit, while the terminating statement was still on its way.
+func TestKillLetsNothingFinishBeforeTheBackendIsTerminated(t *testing.T) {
+	t.Parallel()
+	control := newRole(t, "")
+	server.Exec(t, "GRANT pg_signal_backend, pg_read_all_stats TO "+control)
+	n := startNode(t, behind(controlUpstream(t, control, server.Addr(), "?sslmode=disable")))
+	role, table := newRole(t, ""), newTable(t, "v int")
+	r := n.raw(role)
+	r.Query("WITH w AS (INSERT INTO " + table + " SELECT g FROM generate_series(1, 60000) g RETURNING v) SELECT v, repeat('x', 1000) FROM w")
+	s := n.only(role)
+	waitOnLoop(t, s, func() bool { return s.back.paused != 0 })
+	pid := int(server.QueryInt(t, "SELECT pid FROM pg_stat_activity WHERE usename = $1", control))
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatalf("cannot hold the control connection up: %v", err)
+	}
+	t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
+	id := n.revoke(role)
+	began := server.QueryString(t, "SELECT clock_timestamp()::text")
+	server.WaitInt(t, 1, "SELECT (clock_timestamp() > $1::timestamptz + interval '1.5 s')::int", began)
+	if got := server.QueryString(t, "SELECT state FROM pg_stat_activity WHERE usename = $1", role); got != "active" {
+		t.Errorf("the backend is %q before it was terminated", got)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	n.killed(id, role, 1)
+	if rows := settledRows(t, table); rows != 0 {
+		t.Errorf("%d rows", rows)
+	}
+}
+
 // A backend that does not go away in time is said to be there, never to be gone.
 func TestKillThatCannotBeVerifiedInTime(t *testing.T) {
 	t.Parallel()
