@@ -17,15 +17,20 @@ import (
 // bigCopy is far more than kernel and proxy together hold.
 const bigCopy = "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 3000000)) TO STDOUT"
 
+// copyIn begins a COPY into table; row is a message of one row.
+func copyIn(n *node, role, table string) (r *pgtest.Raw, s *session, row []byte) {
+	n.t.Helper()
+	r = n.raw(role)
+	r.Query("COPY " + table + " FROM STDIN")
+	pgtest.WaitFor[*pgproto3.CopyInResponse](r)
+	return r, n.only(role), pgtest.Encode(n.t, &pgproto3.CopyData{Data: append(bytes.Repeat([]byte{'x'}, 1000), '\n')})
+}
+
 func TestKillStopsACopyIn(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, nil)
 	role, table := newRole(t, ""), newTable(t, "v text")
-	r := n.raw(role)
-	r.Query("COPY " + table + " FROM STDIN")
-	pgtest.WaitFor[*pgproto3.CopyInResponse](r)
-	s := n.only(role)
-	row := pgtest.Encode(t, &pgproto3.CopyData{Data: append(bytes.Repeat([]byte{'x'}, 1000), '\n')})
+	r, s, row := copyIn(n, role, table)
 	batch := bytes.Repeat(row, 50)
 	stopped := make(chan error, 1)
 	go func() {
@@ -52,11 +57,7 @@ func TestKillOfAClientInTheMiddleOfCopyData(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, nil)
 	role, table := newRole(t, ""), newTable(t, "v text")
-	r := n.raw(role)
-	r.Query("COPY " + table + " FROM STDIN")
-	pgtest.WaitFor[*pgproto3.CopyInResponse](r)
-	s := n.only(role)
-	row := pgtest.Encode(t, &pgproto3.CopyData{Data: append(bytes.Repeat([]byte{'x'}, 1000), '\n')})
+	r, s, row := copyIn(n, role, table)
 	before := int64(0)
 	s.onLoop(func() { before = s.bytesIn })
 	r.SendBytes(append(append(append([]byte(nil), row...), row...), row[:500]...))

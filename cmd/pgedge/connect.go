@@ -37,6 +37,18 @@ func (f *connectFlags) register(cmd *cobra.Command) {
 	must(cmd.MarkFlagDirname("state-dir"))
 }
 
+// query runs one look-up at the cluster, within queryTimeout.
+func (f *connectFlags) query(ctx context.Context, look func(context.Context, *cluster.Client) error) error {
+	client, err := f.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	return look(ctx, client)
+}
+
 // options resolves flags and environment. A flag wins over every variable: --state-dir is not overruled by
 // PGEDGE_NATS.
 func (f *connectFlags) options() (cluster.DialOptions, error) {

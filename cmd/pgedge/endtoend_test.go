@@ -21,9 +21,8 @@ import (
 	"pgedge/internal/pgtest"
 )
 
-// natsPublish speaks just enough of the NATS protocol to publish bare messages, as a tool would that knows nothing of
-// pgedge but the subject.
-func natsPublish(t *testing.T, stateDir, subject, payload string) {
+// natsURL is where a node says that its NATS can be reached.
+func natsURL(t *testing.T, stateDir string) *url.URL {
 	t.Helper()
 	line, err := os.ReadFile(filepath.Join(stateDir, "nats-url"))
 	if err != nil {
@@ -33,6 +32,14 @@ func natsPublish(t *testing.T, stateDir, subject, payload string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return u
+}
+
+// natsPublish speaks just enough of the NATS protocol to publish bare messages, as a tool would that knows nothing of
+// pgedge but the subject.
+func natsPublish(t *testing.T, stateDir, subject, payload string) {
+	t.Helper()
+	u := natsURL(t, stateDir)
 	c, err := net.DialTimeout("tcp", u.Host, pgtest.Patience)
 	if err != nil {
 		t.Fatal(err)

@@ -24,18 +24,13 @@ again has one line per boot, the live one first.`,
 		GroupID: groupLook,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := connect.dial(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			ctx, cancel := context.WithTimeout(cmd.Context(), queryTimeout)
-			defer cancel()
-			nodes, err := client.Nodes(ctx)
-			if err != nil {
-				return err
-			}
-			return a.printNodes(nodes)
+			return connect.query(cmd.Context(), func(ctx context.Context, client *cluster.Client) error {
+				nodes, err := client.Nodes(ctx)
+				if err != nil {
+					return err
+				}
+				return a.printNodes(nodes)
+			})
 		},
 	}
 	connect.register(cmd)

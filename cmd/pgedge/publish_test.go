@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -22,14 +19,7 @@ import (
 // network does that has just broken. It returns the URL to use.
 func swallow(t *testing.T, stateDir string) string {
 	t.Helper()
-	line, err := os.ReadFile(filepath.Join(stateDir, "nats-url"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	u, err := url.Parse(strings.TrimSpace(string(line)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := natsURL(t, stateDir)
 	server := u.Host
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"pgedge/cluster"
 	"pgedge/revoke"
 )
 
@@ -40,21 +41,16 @@ receipts show ID has the sessions.`,
 			if since <= 0 || since > maxSince {
 				return usageErrorf("--since %s: is out of range: more than 0, up to %s", since, maxSince)
 			}
-			client, err := connect.dial(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			ctx, cancel := context.WithTimeout(cmd.Context(), queryTimeout)
-			defer cancel()
-			list, truncated, err := client.ListReceipts(ctx, time.Now().Add(-since))
-			if err != nil {
-				return err
-			}
-			if truncated {
-				fmt.Fprintf(a.io.err, "warning: only the newest %d receipts are listed\n", len(list))
-			}
-			return a.listReceipts(list)
+			return connect.query(cmd.Context(), func(ctx context.Context, client *cluster.Client) error {
+				list, truncated, err := client.ListReceipts(ctx, time.Now().Add(-since))
+				if err != nil {
+					return err
+				}
+				if truncated {
+					fmt.Fprintf(a.io.err, "warning: only the newest %d receipts are listed\n", len(list))
+				}
+				return a.listReceipts(list)
+			})
 		},
 	}
 	connect.register(cmd)
@@ -101,21 +97,16 @@ With -o json, one receipt per line and node, in the form pgedge.receipt/v1.`,
 			if !revoke.ValidID(args[0]) {
 				return usageErrorf("%q is not a revocation id", args[0])
 			}
-			client, err := connect.dial(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			ctx, cancel := context.WithTimeout(cmd.Context(), queryTimeout)
-			defer cancel()
-			receipts, err := client.Receipts(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			if len(receipts) == 0 {
-				return fmt.Errorf("no receipt of %s: the id is unknown, no node has answered yet, or it is older than 13 months", args[0])
-			}
-			return a.printReceipts(receipts)
+			return connect.query(cmd.Context(), func(ctx context.Context, client *cluster.Client) error {
+				receipts, err := client.Receipts(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if len(receipts) == 0 {
+					return fmt.Errorf("no receipt of %s: the id is unknown, no node has answered yet, or it is older than 13 months", args[0])
+				}
+				return a.printReceipts(receipts)
+			})
 		},
 	}
 	connect.register(cmd)

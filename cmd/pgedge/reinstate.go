@@ -199,16 +199,13 @@ func (a *app) revocationsCommand() *cobra.Command {
 		GroupID: groupLook,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := connect.dial(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			tbl, _, seq, err := client.State(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.printBlocks(tbl.Blocks(time.Now()), seq)
+			return connect.query(cmd.Context(), func(ctx context.Context, client *cluster.Client) error {
+				tbl, _, seq, err := client.State(ctx)
+				if err != nil {
+					return err
+				}
+				return a.printBlocks(tbl.Blocks(time.Now()), seq)
+			})
 		},
 	}
 	connect.register(cmd)

@@ -113,22 +113,16 @@ func (s *Server) QueryString(tb testing.TB, sql string, args ...any) string {
 
 func query[T any](tb testing.TB, s *Server, sql string, args []any) (v T) {
 	tb.Helper()
-	ctx, cancel := bounded()
-	defer cancel()
-	conn, err := s.Connect(ctx, Database)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer conn.Close(ctx)
-	if err := conn.QueryRow(ctx, sql, args...).Scan(&v); err != nil {
-		tb.Fatalf("cannot run %q: %v", sql, err)
-	}
+	s.withConn(tb, func(ctx context.Context, conn *pgx.Conn) {
+		if err := conn.QueryRow(ctx, sql, args...).Scan(&v); err != nil {
+			tb.Fatalf("cannot run %q: %v", sql, err)
+		}
+	})
 	return v
 }
 
-// WaitInt waits until a query returns want, at most Patience. This is how a test waits for a state that only the
-// database knows, for example that a backend waits for a lock.
-func (s *Server) WaitInt(tb testing.TB, want int64, sql string, args ...any) {
+// withConn lends f a superuser's connection for as long as a test may wait.
+func (s *Server) withConn(tb testing.TB, f func(context.Context, *pgx.Conn)) {
 	tb.Helper()
 	ctx, cancel := bounded()
 	defer cancel()
@@ -137,12 +131,21 @@ func (s *Server) WaitInt(tb testing.TB, want int64, sql string, args ...any) {
 		tb.Fatal(err)
 	}
 	defer conn.Close(ctx)
-	var got int64
-	Wait(tb, fmt.Sprintf("%q to return %d", sql, want), func() bool {
-		if err := conn.QueryRow(ctx, sql, args...).Scan(&got); err != nil {
-			tb.Fatalf("cannot run %q (last result %d): %v", sql, got, err)
-		}
-		return got == want
+	f(ctx, conn)
+}
+
+// WaitInt waits until a query returns want, at most Patience. This is how a test waits for a state that only the
+// database knows, for example that a backend waits for a lock.
+func (s *Server) WaitInt(tb testing.TB, want int64, sql string, args ...any) {
+	tb.Helper()
+	s.withConn(tb, func(ctx context.Context, conn *pgx.Conn) {
+		var got int64
+		Wait(tb, fmt.Sprintf("%q to return %d", sql, want), func() bool {
+			if err := conn.QueryRow(ctx, sql, args...).Scan(&got); err != nil {
+				tb.Fatalf("cannot run %q (last result %d): %v", sql, got, err)
+			}
+			return got == want
+		})
 	})
 }
 
