@@ -124,16 +124,16 @@ func (r *controlRegistry) warm(ctx context.Context) {
 			continue
 		}
 		for _, host := range d.upstream.Hosts {
+			// A name can have several addresses; sessions go to the one that answers, so that is asked for here too.
 			network, address := host.dialArgs()
-			if network == "tcp" {
-				ips, err := net.DefaultResolver.LookupIPAddr(ctx, host.Host)
-				if err != nil || len(ips) == 0 {
-					r.eng.log.Error("cannot resolve the host of an upstream", "database", name, "host", host.Host, "error", err)
-					continue
-				}
-				address = net.JoinHostPort(ips[0].String(), strconv.Itoa(host.Port))
+			conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			if err != nil {
+				r.eng.log.Error("an upstream cannot be reached: kills there cannot be verified before it can", "database", name, "host", host.String(), "error", err)
+				continue
 			}
-			wait = append(wait, r.get(&d.upstream, host, network, address))
+			at := conn.RemoteAddr()
+			conn.Close()
+			wait = append(wait, r.get(&d.upstream, host, at.Network(), at.String()))
 		}
 	}
 	for _, c := range wait {

@@ -33,7 +33,6 @@ type Engine struct {
 	capacity  capacity
 	metrics   *engineMetrics
 	settings  atomic.Pointer[settings]
-	timed     atomic.Bool // a timeout is set somewhere: activity carries times
 
 	client    *gnet.Client
 	loops     []*loop
@@ -234,16 +233,14 @@ func (e *Engine) Sessions(keep func(revoke.SessionInfo) bool) []revoke.SessionIn
 func (e *Engine) Reload(l Limits, t Timeouts, contact string) {
 	c := Config{Limits: l, Timeouts: t}
 	c.setDefaults()
-	untimed := !e.timed.Load()
 	e.applySettings(c.Limits, c.Timeouts, contact)
 	for _, l := range e.loops {
-		l.post(func() { l.rearmAll(untimed) })
+		l.post(func() { l.rearmAll() })
 	}
 }
 
 func (e *Engine) applySettings(l Limits, t Timeouts, contact string) {
 	e.settings.Store(&settings{limits: l, timeouts: t, contact: contact})
-	e.timed.Store(t.IdleSession > 0 || t.IdleInTransaction > 0)
 }
 
 func (e *Engine) limits() *Limits     { return &e.settings.Load().limits }

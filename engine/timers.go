@@ -128,13 +128,9 @@ func earliest(times ...int64) int64 {
 	return first
 }
 
-// rearmAll plans anew after a change of timeouts. Without timeouts nobody has noted when sessions were last active:
-// then they count as active now.
-func (l *loop) rearmAll(untimed bool) {
+// rearmAll plans anew after a change of timeouts.
+func (l *loop) rearmAll() {
 	for s := range l.sessions {
-		if untimed {
-			s.lastActive.Store(l.now())
-		}
 		s.rearm()
 	}
 }
