@@ -7,7 +7,7 @@ import "encoding/binary"
 // small enough to be embedded by value. It is not safe for concurrent use, and its zero value is not usable.
 type Scanner struct {
 	remaining uint32 // body bytes of the current message still to come
-	length    uint32 // length word as far as it has been read; meaningful while have > 1
+	length    uint32 // length word of the last header, as far as it has been read
 	from, to  uint32 // pid of the backend, and the one the client knows it by
 	have      uint8  // header bytes read so far, 0 to 4; 0 means that no header is open
 	typ       byte   // type of the message whose header or body is open
@@ -61,6 +61,9 @@ func (s *Scanner) AtBoundary() bool { return s.remaining == 0 && s.have == 0 }
 // Remaining returns how many body bytes of the current message are still to come. It is 0 while a header is
 // incomplete: AtBoundary tells that apart from the end of a message.
 func (s *Scanner) Remaining() uint32 { return s.remaining }
+
+// LastBody returns how many body bytes the last message has. It means something at a boundary, behind a message.
+func (s *Scanner) LastBody() uint32 { return s.length - lengthWord }
 
 // Scan reads p and returns how many of its bytes may be forwarded.
 //
@@ -144,7 +147,7 @@ func (s *Scanner) resumeHeader(p []byte, seen *Seen) (n int, err error) {
 
 // begin notes a complete and legal header.
 func (s *Scanner) begin(r *rule, typ byte, length uint32, seen *Seen) {
-	s.typ = typ
+	s.typ, s.length = typ, length
 	s.remaining = length - lengthWord
 	seen.Messages++
 	seen.LastType = typ

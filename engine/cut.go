@@ -14,8 +14,24 @@ const cutChunk = 32
 
 // evidence is what the backend itself said between the cut and its end.
 type evidence struct {
-	seen codec.Seen
-	eof  bool
+	seen  codec.Seen
+	fatal bool   // its last word was a FATAL error, behind which Postgres says nothing
+	tail  []byte // the end of what it said, at most maxTailBytes
+}
+
+// maxTailBytes holds any error that Postgres ends with, its context included.
+const maxTailBytes = 16 << 10
+
+// observe takes what scan, the backend's scanner, is about to read.
+func (ev *evidence) observe(scan *codec.Scanner, p []byte) {
+	scan.Scan(p, &ev.seen) // a broken stream ends the evidence
+	if ev.tail = append(ev.tail, p[max(0, len(p)-maxTailBytes):]...); len(ev.tail) > maxTailBytes {
+		ev.tail = ev.tail[len(ev.tail)-maxTailBytes:]
+	}
+	ev.fatal = false
+	if n := int(scan.LastBody()); ev.seen.LastType == 'E' && scan.AtBoundary() && n <= len(ev.tail) {
+		ev.fatal = codec.ParseErrorResponse(ev.tail[len(ev.tail)-n:]).Severity == codec.SeverityFatal
+	}
 }
 
 // cut carries out the cut of a batch whose gates are closed. When the task runs, every callback that may have looked
@@ -193,7 +209,7 @@ func (s *session) observe(p []byte) {
 
 func (s *session) observePlain(p []byte) {
 	s.bearWitness()
-	s.back.scan.Scan(p, &s.evidence.seen) // a broken stream ends the evidence
+	s.evidence.observe(&s.back.scan, p)
 }
 
 // bearWitness is called when nothing of the backend's is passed on any more: from here on its scanner follows what is
@@ -206,10 +222,13 @@ func (s *session) bearWitness() {
 	s.witness = true
 	sd := &s.back
 	s.clientWhole = sd.scan.AtBoundary()
+	if !s.clientWhole && s.lastBackend == 'C' {
+		s.evidence.seen.Completed++ // its header has passed, and it counts all the same
+	}
 	sd.scan.SetPIDRewrite(0, 0)
 	held := sd.held[:sd.heldLen]
 	sd.heldLen = 0
-	sd.scan.Scan(held, &s.evidence.seen)
+	s.evidence.observe(&sd.scan, held)
 }
 
 // backendSettled runs on the loop when the end of the backend is certain or has been given up on. What the backend
@@ -219,10 +238,11 @@ func (s *session) backendSettled(t *target) {
 		if sd.conn.InboundBuffered() > 0 {
 			sd.swallow()
 		}
+		ended := false
 		for read := 0; read < maxLastWordsBytes; {
 			n, err := unix.Read(sd.conn.Fd(), s.loop.scratch)
 			if n <= 0 || err != nil {
-				s.evidence.eof = n == 0 && err == nil // not a reset, behind which words may be lost
+				ended = err != unix.EAGAIN
 				break
 			}
 			read += n
@@ -233,7 +253,7 @@ func (s *session) backendSettled(t *target) {
 				s.observe(s.loop.scratch[:n])
 			}
 		}
-		if t.needsLastWords() && !s.evidence.eof {
+		if t.needsLastWords() && !s.evidence.fatal && !ended {
 			// A backend leaves the list of backends just before its process closes the socket.
 			sd.phase = phDrain
 			sd.arm()

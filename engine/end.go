@@ -33,8 +33,6 @@ func (sd *side) closed(err error) {
 	sd.phase = phClosed
 	sd.ahead = nil
 	if !sd.isFront && s.target != nil && s.control != nil {
-		// gnet says a bare io.EOF of a connection that was reset.
-		s.evidence.eof = s.evidence.eof || errors.Is(err, io.EOF) && err != io.EOF
 		s.control.look()
 		if t := s.awaiting; t != nil {
 			s.awaiting = nil

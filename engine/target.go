@@ -84,9 +84,9 @@ func (t *target) verdict(ev evidence) (xact string, morePossible bool) {
 		return "unknown", true
 	}
 	completed := ev.seen.Completed > 0 || ev.seen.Ready > 0
-	// The backend's last word was its own termination, and nothing was completed before it since the cut: what it
-	// was at did not come to its end. A procedure may have committed on its way all the same.
-	stopped := ev.eof && ev.seen.LastType == 'E' && !completed
+	// The backend's last word was its own end, and nothing was completed before it since the cut: what it was at did
+	// not come to its end. A procedure may have committed on its way all the same.
+	stopped := ev.fatal && !completed
 	switch {
 	case t.xid > 0 && (t.xact == "aborted" || t.xact == "committed"):
 		return t.xact, completed || t.xact == "committed" && t.requests > 0
