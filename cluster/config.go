@@ -45,8 +45,10 @@ type Config struct {
 	// Lease is how long a node may serve without proof that it is fresh, as announced in presences; at least
 	// three heartbeats. Default: 20s.
 	Lease time.Duration
-	// OnStale is what the node does when its lease has ended. This version knows "serve" only, and says so in its
-	// presences, so that no verdict ever counts it as fenced. Default: serve.
+	// Freeze is how long frozen sessions wait for the lease to come back before they are dropped. Default: 30s.
+	Freeze time.Duration
+	// OnStale is what the node does when its lease has ended: freeze, drop or serve. Default: serve for an embedded
+	// server without routes, whose journal cannot be partitioned from it; freeze otherwise.
 	OnStale string
 
 	// OnSuperseded is called once, on its own goroutine, when a younger boot of the same node id has announced
@@ -68,6 +70,11 @@ type Engine interface {
 	Sessions(SessionFilter) []revoke.SessionInfo
 	// SessionCount is the number of live sessions, logins included.
 	SessionCount() int
+	// Freeze, Thaw and Drop follow the lease: it has ended, it has come back with every fact applied, it has not come
+	// back in time. They are called as Cut is, and must not block either.
+	Freeze()
+	Thaw()
+	Drop()
 }
 
 // SessionFilter narrows a list of sessions; empty fields match everything. Names are compared in canonical form.

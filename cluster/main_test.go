@@ -109,6 +109,10 @@ func (e *fakeEngine) Sessions(f SessionFilter) []revoke.SessionInfo {
 	return list
 }
 
+func (e *fakeEngine) Freeze() {}
+func (e *fakeEngine) Thaw()   {}
+func (e *fakeEngine) Drop()   {}
+
 func (e *fakeEngine) SessionCount() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()

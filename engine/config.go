@@ -28,6 +28,12 @@ type Config struct {
 
 	Table   *revoke.Table // who may not log in; merged by the cluster
 	Serving func() error  // nil error: logins may be admitted; nil func: always
+	// Fresh says whether the node may let bytes pass: its lease holds by both clocks. It is called on the loops,
+	// after a read and before each write, and must neither block nor allocate; nil func: always.
+	Fresh func() bool
+	// FreezeInTransaction is how long a frozen session inside a transaction is kept: it may hold locks that others
+	// wait for; default 5 s.
+	FreezeInTransaction time.Duration
 
 	OnReceipt func(revoke.Receipt) // called from the engine's own goroutines, never from a loop; must not block
 	OnAudit   func(AuditEvent)     // called from any goroutine, loops included; must not block
@@ -81,6 +87,7 @@ const (
 	defaultLoginTimeout  = 15 * time.Second
 	defaultDrain         = 30 * time.Second
 	defaultVerifyTimeout = 10 * time.Second
+	defaultFreezeInTx    = 5 * time.Second
 )
 
 func (c *Config) setDefaults() {
@@ -95,6 +102,12 @@ func (c *Config) setDefaults() {
 	}
 	if c.VerifyTimeout == 0 {
 		c.VerifyTimeout = defaultVerifyTimeout
+	}
+	if c.FreezeInTransaction == 0 {
+		c.FreezeInTransaction = defaultFreezeInTx
+	}
+	if c.Fresh == nil {
+		c.Fresh = func() bool { return true }
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -58,6 +58,10 @@ func (e *fakeEngine) Sessions(f cluster.SessionFilter) []revoke.SessionInfo {
 	return out
 }
 
+func (e *fakeEngine) Freeze() {}
+func (e *fakeEngine) Thaw()   {}
+func (e *fakeEngine) Drop()   {}
+
 func (e *fakeEngine) SessionCount() int { return len(e.sessions) }
 
 // testFleet is one real node of a cluster, with a fake engine.

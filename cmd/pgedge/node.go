@@ -152,7 +152,7 @@ func (n *runningNode) start(ctx context.Context) error {
 	node, err := cluster.Start(ctx, cluster.Config{
 		Node: cfg.Node, Version: programVersion(), StateDir: cfg.StateDir,
 		NATS: natsAddress(cfg.Cluster), Listen: cfg.Cluster.Listen,
-		Heartbeat: cfg.Cluster.Heartbeat, Lease: cfg.Cluster.Lease,
+		Heartbeat: cfg.Cluster.Heartbeat, Lease: cfg.Cluster.Lease, Freeze: cfg.Cluster.Freeze, OnStale: cfg.Cluster.OnStale,
 		Logger: n.log, Metrics: n.metrics,
 	}, &n.late)
 	if err != nil {
@@ -255,7 +255,7 @@ func engineConfig(c *config.Config) (engine.Config, error) {
 	return engine.Config{
 		Node: c.Node, Listen: c.Listen, Databases: databases,
 		Limits: engineLimits(c), Timeouts: engineTimeouts(c),
-		VerifyTimeout: c.Cluster.VerifyTimeout, Contact: c.Contact,
+		VerifyTimeout: c.Cluster.VerifyTimeout, FreezeInTransaction: c.Cluster.FreezeInTransaction, Contact: c.Contact,
 	}, nil
 }
 

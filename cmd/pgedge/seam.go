@@ -19,6 +19,9 @@ type dataPlane interface {
 	Cut(revoke.Order)
 	Sessions(keep func(revoke.SessionInfo) bool) []revoke.SessionInfo
 	SessionCount() int
+	Freeze()
+	Thaw()
+	Drop()
 }
 
 var _ dataPlane = (*engine.Engine)(nil)
@@ -81,6 +84,17 @@ func (l *lateEngine) SessionCount() int {
 		return 0
 	}
 	return e.SessionCount()
+}
+
+// Freeze, Thaw and Drop implement cluster.Engine. Without an engine there is no session yet.
+func (l *lateEngine) Freeze() { l.onEngine(dataPlane.Freeze) }
+func (l *lateEngine) Thaw()   { l.onEngine(dataPlane.Thaw) }
+func (l *lateEngine) Drop()   { l.onEngine(dataPlane.Drop) }
+
+func (l *lateEngine) onEngine(do func(dataPlane)) {
+	if e := l.engine(); e != nil {
+		do(e)
+	}
 }
 
 // auditRecord turns the engine's event into a record of the trail.

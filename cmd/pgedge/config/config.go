@@ -73,8 +73,15 @@ type Cluster struct {
 	Listen string
 	// Heartbeat is the interval of presence messages. Default: 1s.
 	Heartbeat time.Duration
-	// Lease is what a heartbeat announces as the longest time this node trusts it. Default: 20s.
+	// Lease is for how long a heartbeat that has come back proves that this node is fresh. Default: 20s.
 	Lease time.Duration
+	// Freeze is how long sessions wait for a lease that has ended before they are dropped. Default: 30s.
+	Freeze time.Duration
+	// FreezeInTransaction is the same for a session inside a transaction, which may hold locks. Default: 5s.
+	FreezeInTransaction time.Duration
+	// OnStale is what happens to sessions when the lease has ended: freeze, drop or serve. "" leaves it to the node:
+	// serve where the journal is its own process's, freeze otherwise.
+	OnStale string
 	// VerifyTimeout is how long a backend may take to be seen gone before its receipt says timeout. Default: 10s.
 	VerifyTimeout time.Duration
 }
@@ -100,9 +107,13 @@ func Default() *Config {
 		},
 		Databases: map[string]Database{},
 		Cluster: Cluster{
-			Listen:        "127.0.0.1:0",
-			Heartbeat:     time.Second,
-			Lease:         20 * time.Second,
+			Listen:    "127.0.0.1:0",
+			Heartbeat: time.Second,
+			Lease:     20 * time.Second,
+			Freeze:    30 * time.Second,
+
+			FreezeInTransaction: 5 * time.Second,
+
 			VerifyTimeout: 10 * time.Second,
 		},
 	}

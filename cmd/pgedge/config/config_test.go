@@ -111,7 +111,7 @@ databases:
   bad: {pool: {mode: statement}}
 auth: {method: scram}
 access: []
-cluster: {on_stale: freeze, freeze: 30s, replicas: 3, nats: http://x}
+cluster: {on_stale: never, replicas: 3, nats: http://x}
 audit: {stream: true, queries: everything}
 proxy_protocol: {trusted: [10.0.0.0/8]}
 node: again
@@ -134,8 +134,7 @@ contact: "${HOME}"
 		`14 databases.bad.pool.mode: "statement" is not one of session or transaction`,
 		`15 auth.method: scram: not supported in this version (only passthrough)`,
 		`16 access: not supported in this version`,
-		`17 cluster.on_stale: freeze: not supported in this version (only serve)`,
-		`17 cluster.freeze: not supported in this version`,
+		`17 cluster.on_stale: "never" is not one of freeze, drop or serve`,
 		`17 cluster.replicas: 3: not supported in this version (only 1)`,
 		`17 cluster.nats: http://x: the scheme must be nats or tls`,
 		`18 audit.stream: true: not supported in this version (only false)`,

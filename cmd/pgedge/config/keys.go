@@ -121,9 +121,14 @@ var rootKeys = []key[Config]{
 	onlyKey[Config]("cluster.replicas", []string{"1", "2", "3", "4", "5"}, "1"),
 	durationKey("cluster.heartbeat", func(c *Config) *time.Duration { return &c.Cluster.Heartbeat }, 100*time.Millisecond, time.Minute, false),
 	durationKey("cluster.lease", func(c *Config) *time.Duration { return &c.Cluster.Lease }, time.Second, time.Hour, false),
-	laterKey[Config]("cluster.freeze"),
-	laterKey[Config]("cluster.freeze_in_transaction"),
-	onlyKey[Config]("cluster.on_stale", []string{"freeze", "drop", "serve"}, "serve"),
+	durationKey("cluster.freeze", func(c *Config) *time.Duration { return &c.Cluster.Freeze }, 100*time.Millisecond, time.Hour, false),
+	durationKey("cluster.freeze_in_transaction", func(c *Config) *time.Duration { return &c.Cluster.FreezeInTransaction }, 100*time.Millisecond, time.Hour, false),
+	textKey("cluster.on_stale", func(c *Config) *string { return &c.Cluster.OnStale }, func(s string) (string, error) {
+		if s != "freeze" && s != "drop" && s != "serve" {
+			return "", fmt.Errorf("%q is not one of freeze, drop or serve", s)
+		}
+		return s, nil
+	}),
 	durationKey("cluster.verify_timeout", func(c *Config) *time.Duration { return &c.Cluster.VerifyTimeout }, 100*time.Millisecond, 5*time.Minute, false),
 
 	textKey("audit.file", func(c *Config) *string { return &c.Audit.File }, parsePath),
