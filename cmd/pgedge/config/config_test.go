@@ -68,7 +68,7 @@ databases:
     pool: {mode: session, max_backends: 7}
     sweep: false
 auth: {method: passthrough, rules: []}
-cluster: {nats: [nats://a:4222, "nats://b:4222"], replicas: 1, heartbeat: 200ms, lease: 4s, on_stale: serve, verify_timeout: 3s}
+cluster: {nats: [nats://a:4222, "nats://b:4222"], replicas: 1, heartbeat: 200ms, lease: 4s, freeze: 9s, freeze_in_transaction: 2s, on_stale: serve, verify_timeout: 3s}
 audit: {file: /tmp/audit.jsonl, queries: off, stream: false}
 identity: {github: {}, scim: {}}
 `)
@@ -83,7 +83,7 @@ identity: {github: {}, scim: {}}
 			Upstream: "postgres://db1:5432,db2:5432/app?sslmode=disable", MaxBackends: 7,
 		}},
 		Cluster: Cluster{URLs: []Secret{"nats://a:4222", "nats://b:4222"}, Listen: "127.0.0.1:0", Heartbeat: 200 * time.Millisecond,
-			Lease: 4 * time.Second, VerifyTimeout: 3 * time.Second},
+			Lease: 4 * time.Second, Freeze: 9 * time.Second, FreezeInTransaction: 2 * time.Second, OnStale: "serve", VerifyTimeout: 3 * time.Second},
 		Audit: Audit{File: "/tmp/audit.jsonl"},
 	}
 	ignorePlaces := cmp.FilterPath(func(p cmp.Path) bool {
