@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,8 +27,12 @@ const (
 type DialOptions struct {
 	// URL is one NATS URL or several separated by commas. It wins over StateDir.
 	URL string
-	// CredsFile is a NATS credentials file. Default: none.
-	CredsFile string
+	// Credentials say who this is towards an external NATS.
+	Credentials
+	// Domain is the JetStream domain to look in. Default: that of the server.
+	Domain string
+	// InboxPrefix is where answers arrive. Default: the first of the shipped permission sets' that the user may use.
+	InboxPrefix string
 	// StateDir is the state directory of an embedded node on this machine; its nats-url file says where the node is.
 	StateDir string
 	// Timeout bounds the connection and the first look at the streams. Default: 5s.
@@ -46,6 +52,7 @@ type Client struct {
 	log      *slog.Logger
 	nc       *nats.Conn
 	js       jetstream.JetStream
+	rights   *rights
 	streamID string
 
 	cancel context.CancelFunc
@@ -80,13 +87,15 @@ func Dial(ctx context.Context, opts DialOptions) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{opts: opts, log: opts.Logger, view: newJournalView(), inboxes: newInboxes()}
+	c := &Client{opts: opts, log: opts.Logger, view: newJournalView(), inboxes: newInboxes(), rights: newRights(false)}
 	if err := c.connect(ctx, urls); err != nil {
 		return nil, err
 	}
-	if err := c.follow(ctx); err != nil {
+	bound, unbind := c.rights.bind(ctx)
+	defer unbind()
+	if err := c.follow(bound); err != nil {
 		c.Close()
-		return nil, err
+		return nil, c.rights.explain(err)
 	}
 	return c, nil
 }
@@ -123,22 +132,6 @@ func resolveURL(opts DialOptions) (string, error) {
 }
 
 func (c *Client) connect(ctx context.Context, urls string) error {
-	opts := connOptions("pgedge client", connHooks{
-		disconnected: func(err error) { c.log.Warn("lost the connection to NATS", "error", err) },
-		reconnected:  func() { c.startOver("the connection was lost") },
-		asyncError: func(_ *nats.Subscription, err error) {
-			c.log.Warn("NATS reports an error", "error", err)
-			if errors.Is(err, nats.ErrSlowConsumer) {
-				c.startOver("messages were dropped")
-			}
-		},
-	})
-	if deadline, ok := ctx.Deadline(); ok {
-		opts = append(opts, nats.Timeout(time.Until(deadline)))
-	}
-	if c.opts.CredsFile != "" {
-		opts = append(opts, nats.UserCredentials(c.opts.CredsFile))
-	}
 	c.journal = &follower{
 		stream: journalStream, log: c.log,
 		from:    func() uint64 { return 0 },
@@ -154,40 +147,97 @@ func (c *Client) connect(ctx context.Context, urls string) error {
 		doubt:   make(chan string, 1),
 	}
 	c.view.onPresence = c.inboxes.onPresence
-	nc, err := nats.Connect(urls, opts...)
-	if err != nil {
-		return c.explainConnect(urls, err)
-	}
-	c.nc = nc
-	if c.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(followRequestTimeout)); err != nil {
-		nc.Close()
-		return fmt.Errorf("cannot use JetStream: %w", err)
+	var err error
+	if c.nc, c.js, err = connectClient(ctx, urls, c.opts, c.rights, connHooks{
+		disconnected: func(err error) { c.log.Warn("lost the connection to NATS", "error", err) },
+		reconnected:  func() { c.startOver("the connection was lost") },
+		asyncError: func(_ *nats.Subscription, err error) {
+			c.log.Warn("NATS reports an error", "error", err)
+			if errors.Is(err, nats.ErrSlowConsumer) {
+				c.startOver("messages were dropped")
+			}
+		},
+	}); err != nil {
+		return err
 	}
 	c.journal.js, c.evidence.js = c.js, c.js
 	return nil
 }
 
+// connectClient connects as opts say. Missing rights go to r.
+func connectClient(ctx context.Context, urls string, opts DialOptions, r *rights, hooks connHooks) (*nats.Conn, jetstream.JetStream, error) {
+	// Until the inbox is settled a refusal is an answer, not an error.
+	var settled atomic.Bool
+	hear := hooks.asyncError
+	hooks.asyncError = func(sub *nats.Subscription, err error) {
+		if !settled.Load() {
+			return
+		}
+		r.note(err)
+		hear(sub, err)
+	}
+	options := connOptions("pgedge client", hooks)
+	if deadline, ok := ctx.Deadline(); ok {
+		options = append(options, nats.Timeout(time.Until(deadline)))
+	}
+	credentials, err := opts.Credentials.options()
+	if err != nil {
+		return nil, nil, err
+	}
+	options = append(options, credentials...)
+	prefixes := commandLineInboxes
+	if opts.InboxPrefix != "" {
+		prefixes = []string{opts.InboxPrefix}
+	}
+	nc, err := connectWithInbox(prefixes, func(prefix string) (*nats.Conn, error) {
+		nc, err := nats.Connect(urls, append(slices.Clone(options), nats.CustomInboxPrefix(prefix))...)
+		if err != nil {
+			return nil, explainConnect(opts, urls, err)
+		}
+		return nc, nil
+	})
+	if err != nil {
+		if missing := r.note(err); missing != nil {
+			return nil, nil, missing
+		}
+		return nil, nil, err
+	}
+	settled.Store(true)
+	js, err := newJetStream(nc, opts.Domain)
+	if err != nil {
+		nc.Close()
+		return nil, nil, fmt.Errorf("cannot use JetStream: %w", err)
+	}
+	return nc, js, nil
+}
+
+func newJetStream(nc *nats.Conn, domain string) (jetstream.JetStream, error) {
+	if domain != "" {
+		return jetstream.NewWithDomain(nc, domain, jetstream.WithDefaultTimeout(followRequestTimeout))
+	}
+	return jetstream.New(nc, jetstream.WithDefaultTimeout(followRequestTimeout))
+}
+
 // explainConnect tells a node that is not running from a server that does not answer.
-func (c *Client) explainConnect(urls string, err error) error {
-	if c.opts.URL != "" {
+func explainConnect(opts DialOptions, urls string, err error) error {
+	if opts.URL != "" {
 		return fmt.Errorf("cannot connect to NATS at %s: %w", redactURLs(urls), err)
 	}
-	if pid, held := lockHolder(c.opts.StateDir); held {
-		return fmt.Errorf("cannot connect to the node that uses %s (process %d) at %s: %w", c.opts.StateDir, pid, redactURLs(urls), err)
+	if pid, held := lockHolder(opts.StateDir); held {
+		return fmt.Errorf("cannot connect to the node that uses %s (process %d) at %s: %w", opts.StateDir, pid, redactURLs(urls), err)
 	}
-	return fmt.Errorf("no node is running here: the one that used %s has ended without removing its nats-url; start one with pgedge serve, or give --nats", c.opts.StateDir)
+	return fmt.Errorf("no node is running here: the one that used %s has ended without removing its nats-url; start one with pgedge serve, or give --nats", opts.StateDir)
 }
 
 // follow looks at both streams and starts to follow them.
 func (c *Client) follow(ctx context.Context) error {
 	for _, name := range []string{journalStream, receiptStream} {
 		s, err := c.js.Stream(ctx, name)
-		if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) ||
-			errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
-			return fmt.Errorf("this NATS carries no pgedge cluster: stream %s does not exist on %s", name, c.nc.ConnectedAddr())
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("this NATS carries no pgedge cluster: stream %s does not exist on %s; pgedge cluster init creates it", name, c.nc.ConnectedAddr())
 		}
 		if err != nil {
-			return fmt.Errorf("cannot read stream %s: %w", name, err)
+			return explainJetStream(fmt.Sprintf("cannot read stream %s on %s", name, c.nc.ConnectedAddr()), err)
 		}
 		if name == journalStream {
 			c.streamID = streamIdentity(s.CachedInfo(), "")

@@ -32,12 +32,15 @@ type Config struct {
 
 	// NATS is "embedded" or a comma-separated list of NATS URLs, which may carry a token. Default: embedded.
 	NATS string
-	// CredsFile is a NATS credentials file for external URLs. Default: none.
-	CredsFile string
+	// Credentials are for external URLs.
+	Credentials
 	// Listen is the client listener of the embedded server. It has to be a loopback address, because the token
 	// crosses it in clear. Default: 127.0.0.1:0.
 	Listen string
-	// Replicas is the least number of copies the journal has to have. Default and, when embedded, only value: 1.
+	// Routes make the embedded servers of several nodes one NATS cluster. Default: none, a journal of this node's own.
+	Routes Routes
+	// Replicas is the least number of copies the journal has to have, 1 to 5. Default and, for an embedded server
+	// without routes, only value: 1.
 	Replicas int
 
 	// Heartbeat is the time between two presences, 100ms to 1m. Default: 1s.
@@ -51,6 +54,9 @@ type Config struct {
 	// server without routes, whose journal cannot be partitioned from it; freeze otherwise.
 	OnStale string
 
+	// OnWaiting is told why a start does not get on: NATS cannot be reached, or nobody has created the streams yet. It
+	// is called on Start's goroutine, once per reason. Default: nothing.
+	OnWaiting func(why string)
 	// OnSuperseded is called once, on its own goroutine, when a younger boot of the same node id has announced
 	// itself. FatalC is closed as well. Default: nothing.
 	OnSuperseded func(boot string)
@@ -168,19 +174,38 @@ func (c Config) Validate() error {
 		bad("cluster.replicas: %d is not between 1 and 5", c.Replicas)
 	}
 	if c.NATS == Embedded {
-		if c.Replicas > 1 {
-			bad("cluster.replicas: %d is more than the one copy an embedded server can hold", c.Replicas)
+		if c.Replicas > 1 && !c.Routes.enabled() {
+			bad("cluster.replicas: %d is more than the one copy an embedded server without routes can hold", c.Replicas)
 		}
-		if c.CredsFile != "" {
-			bad("cluster.creds_file: has no meaning with an embedded server")
+		if c.Credentials != (Credentials{}) {
+			bad("cluster.creds_file and cluster.tls: have no meaning with an embedded server")
 		}
 		if err := validateListen(c.Listen); err != nil {
 			bad("cluster.listen: %w", err)
 		}
-	} else if err := validateURLs(c.NATS); err != nil {
-		bad("cluster.nats: %w", err)
+		problems = append(problems, c.Routes.validate()...)
+	} else {
+		if err := validateURLs(c.NATS); err != nil {
+			bad("cluster.nats: %w", err)
+		}
+		if c.Routes.enabled() {
+			bad("cluster.routes: have no meaning with an external NATS")
+		}
 	}
 	return errors.Join(problems...)
+}
+
+// alone reports whether the journal lives in this process and nowhere else, so that it cannot be partitioned from the
+// node.
+func (c Config) alone() bool { return c.NATS == Embedded && !c.Routes.enabled() }
+
+// initCommand is what creates the streams that this node needs.
+func (c Config) initCommand() string {
+	where := "--nats " + natsHosts(c.NATS)
+	if c.NATS == Embedded {
+		where = "--state-dir " + c.StateDir
+	}
+	return fmt.Sprintf("pgedge cluster init %s --replicas %d", where, c.Replicas)
 }
 
 func validateListen(addr string) error {

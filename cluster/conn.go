@@ -3,8 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"net/url"
 	"strings"
 	"time"
@@ -49,23 +47,26 @@ func connOptions(name string, hooks connHooks) []nats.Option {
 	}
 }
 
-// connectPatiently connects to an external NATS and waits until it answers or ctx ends. A node may well be started
-// before its NATS, so that only ctx limits the attempts; the last reason is in the error.
-func connectPatiently(ctx context.Context, urls string, opts []nats.Option, log *slog.Logger) (*nats.Conn, error) {
+// patiently tries something until it works, cannot ever work, or ctx ends. A node may well be started before its NATS,
+// so that only ctx limits the attempts; the last reason is in the error. say hears each reason once.
+func patiently(ctx context.Context, wait time.Duration, say func(why error), hopeless func(error) bool, try func() error) error {
 	var last error
 	for {
-		nc, err := nats.Connect(urls, opts...)
-		if err == nil {
-			return nc, nil
+		err := try()
+		if err == nil || hopeless(err) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return errors.Join(err, context.Cause(ctx))
 		}
 		if last == nil || last.Error() != err.Error() {
-			log.Warn("cannot connect to NATS yet", "server", redactURLs(urls), "error", err)
+			say(err)
 		}
 		last = err
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("cannot connect to NATS at %s: %w", redactURLs(urls), errors.Join(last, context.Cause(ctx)))
-		case <-time.After(reconnectWait):
+			return errors.Join(last, context.Cause(ctx))
+		case <-time.After(wait):
 		}
 	}
 }
@@ -82,4 +83,15 @@ func redactURLs(list string) string {
 		hosts = append(hosts, u.Host)
 	}
 	return strings.Join(hosts, ",")
+}
+
+// natsHosts is a URL list without its secrets, but with its schemes, for a command that a person is to type.
+func natsHosts(list string) string {
+	var out []string
+	for s := range strings.SplitSeq(list, ",") {
+		if u, err := url.Parse(strings.TrimSpace(s)); err == nil && u.Host != "" {
+			out = append(out, u.Scheme+"://"+u.Host)
+		}
+	}
+	return strings.Join(out, ",")
 }

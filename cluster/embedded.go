@@ -26,13 +26,13 @@ const (
 // embeddedServer is the NATS server in the process: JetStream on disk, synced on every write, and a loopback listener
 // behind a token for the command line and other tools.
 type embeddedServer struct {
-	srv      *server.Server
-	logger   *serverLogger
-	stateDir string
-	token    string
-	url      string // nats://TOKEN@host:port
-	port     int
-	js       server.JetStreamConfig
+	srv    *server.Server
+	logger *serverLogger
+	home   string // the directory that holds journalDir
+	token  string
+	url    string // nats://TOKEN@host:port
+	port   int
+	js     server.JetStreamConfig
 }
 
 // startEmbedded starts the server as whoever has joined knows it: with the token it had before and, unless a port is
@@ -87,35 +87,45 @@ func startEmbeddedWithToken(cfg Config, stateDir, token string) (*embeddedServer
 	if port == 0 {
 		port = server.RANDOM_PORT
 	}
-	srv, err := server.NewServer(&server.Options{
+	home, err := journalHome(cfg, stateDir)
+	if err != nil {
+		return nil, err
+	}
+	opts := &server.Options{
 		ServerName:             cfg.Node,
 		Host:                   host,
 		Port:                   port,
 		Authorization:          token,
 		MaxConn:                embeddedMaxConns,
 		JetStream:              true,
-		StoreDir:               stateDir, // The server makes journalDir in it.
+		StoreDir:               home, // The server makes journalDir in it.
 		JetStreamMaxMemory:     embeddedMaxMemory,
 		JetStreamMaxStore:      embeddedMaxStore,
 		SyncAlways:             true,
 		NoSigs:                 true,
 		NoLog:                  true, // The logger below takes its place.
 		DisableJetStreamBanner: true,
-	})
+	}
+	if cfg.Routes.enabled() {
+		if err := cfg.Routes.apply(opts); err != nil {
+			return nil, err
+		}
+	}
+	srv, err := server.NewServer(opts)
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up embedded NATS server: %w", err)
 	}
 	logger := &serverLogger{log: cfg.Logger}
 	srv.SetLoggerV2(logger, false, false, false)
 	srv.Start()
-	e := &embeddedServer{srv: srv, logger: logger, stateDir: stateDir, token: token}
+	e := &embeddedServer{srv: srv, logger: logger, home: home, token: token}
 	if !srv.ReadyForConnections(embeddedStartTimeout) {
 		e.stop()
 		return nil, fmt.Errorf("cannot start embedded NATS server on %s%s", cfg.Listen, logger.because())
 	}
 	if !srv.JetStreamEnabled() {
 		e.stop()
-		return nil, fmt.Errorf("cannot open the journal in %s%s", stateDir, logger.because())
+		return nil, fmt.Errorf("cannot open the journal in %s%s", home, logger.because())
 	}
 	e.js = *srv.JetStreamConfig()
 	addr, ok := srv.Addr().(*net.TCPAddr)
@@ -139,7 +149,7 @@ func (e *embeddedServer) revive() error {
 		return fmt.Errorf("cannot close the journal: %w", err)
 	}
 	cfg := e.js
-	cfg.StoreDir = e.stateDir // EnableJetStream appends journalDir again.
+	cfg.StoreDir = e.home // EnableJetStream appends journalDir again.
 	if err := e.srv.EnableJetStream(&cfg); err != nil {
 		return fmt.Errorf("cannot open the journal: %w", err)
 	}

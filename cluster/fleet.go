@@ -115,6 +115,8 @@ func (a *nodeAnswer) complete() bool { return a.last > 0 && len(a.parts) == a.la
 func (c *Client) ask(ctx context.Context, subject string, request []byte, only string) (answers []*nodeAnswer, missing []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.QueryTimeout)
 	defer cancel()
+	ctx, unbind := c.rights.bind(ctx)
+	defer unbind()
 	if err := c.view.wait(ctx); err != nil {
 		return nil, nil, fmt.Errorf("cannot read the journal: %w", err)
 	}
@@ -138,6 +140,9 @@ func (c *Client) ask(ctx context.Context, subject string, request []byte, only s
 			return nil, nil, fmt.Errorf("cannot ask the fleet: %w", err)
 		}
 		fileAnswer(byBoot, m)
+	}
+	if err := c.rights.err(); err != nil {
+		return nil, nil, err
 	}
 	for boot, node := range expected {
 		if a := byBoot[boot]; a == nil || !a.complete() {

@@ -224,7 +224,8 @@ func (n *Node) raiseAlarm(err error) {
 // reviveJournal opens an embedded journal again that refuses writes. On a full disk its server does not even answer,
 // so that only its log tells a refusal from slowness.
 func (n *Node) reviveJournal() {
-	if n.srv == nil {
+	if !n.cfg.alone() {
+		// With routes a refusal may be a partition, and a server that leaves its peers only makes that worse.
 		return
 	}
 	now := time.Now()

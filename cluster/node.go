@@ -41,6 +41,7 @@ type Node struct {
 	streamID string
 	started  time.Time
 	owed     []bootID // earlier runs that nobody has said goodbye for yet
+	rights   *rights
 	follower *follower
 	receipts *receiptQueue
 	doubt    chan string // the follower's
@@ -69,14 +70,16 @@ type Node struct {
 	stopped  bool
 
 	// Any goroutine.
-	table     atomic.Pointer[revoke.Table]
-	pending   atomic.Uint64 // messages of the journal still to come, as of the last one delivered
-	beat      heartbeat
-	state     atomic.Pointer[string]
-	beatNow   chan struct{}
-	isReady   atomic.Bool
-	fatalOnce sync.Once
-	fatalErr  atomic.Pointer[error]
+	table   atomic.Pointer[revoke.Table]
+	pending atomic.Uint64 // messages of the journal still to come, as of the last one delivered
+	beat    heartbeat
+	state   atomic.Pointer[string]
+	beatNow chan struct{}
+	isReady atomic.Bool
+	// streamsFault says what is wrong with the streams' settings; nil while they are as they should be.
+	streamsFault atomic.Pointer[string]
+	fatalOnce    sync.Once
+	fatalErr     atomic.Pointer[error]
 }
 
 // Table is the table logins are checked against. A reload may put another one in its place: ask each time.
@@ -91,8 +94,12 @@ func (n *Node) Ready() (bool, string) {
 		return false, "the node is draining"
 	case n.State() == revoke.StateLeft:
 		return false, "the node has stopped"
+	case n.streamsFault.Load() != nil:
+		return false, *n.streamsFault.Load()
 	case n.isReady.Load():
 		return true, ""
+	case n.rights.err() != nil:
+		return false, n.rights.err().Error()
 	case !n.hasReplayed():
 		return false, "the journal has not been replayed yet"
 	}
@@ -219,6 +226,7 @@ func (n *Node) onDisconnect(err error) {
 
 func (n *Node) onReconnect() {
 	n.log.Info("connected to NATS again", "server", n.nc.ConnectedAddr())
+	n.rights.forget()
 	n.reload("the connection was lost")
 }
 
@@ -229,6 +237,12 @@ func (n *Node) onAsyncError(sub *nats.Subscription, err error) {
 		n.cfg.Metrics.GetOrCreateCounter(`pgedge_nats_auth_failures_total`).Inc()
 		if n.repeats.allow(err.Error(), now, alarmRepeat) {
 			n.log.Error("NATS refuses this node's credentials, trying on; no revocation reaches the node until they are accepted", "error", err)
+		}
+		return
+	}
+	if missing := n.rights.note(err); missing != nil {
+		if n.repeats.allow(missing.Error(), now, alarmRepeat) {
+			n.log.Error(missing.Error())
 		}
 		return
 	}

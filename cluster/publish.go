@@ -76,6 +76,8 @@ func (c *Client) Publish(ctx context.Context, verb revoke.Verb, scope revoke.Sco
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishLimit)
 	defer cancel()
+	ctx, unbind := c.rights.bind(ctx)
+	defer unbind()
 	attempt := ulid.Make().String()
 	if fact.ID == "" {
 		fact.ID = attempt
@@ -162,7 +164,7 @@ func (c *Client) store(ctx context.Context, msg *nats.Msg, pub *Publication) err
 			}
 		case <-w.wake:
 		case <-ctx.Done():
-			return errors.Join(ErrNotStored, last)
+			return c.rights.explain(errors.Join(ErrNotStored, last))
 		}
 		found := c.view.look(w)
 		switch {

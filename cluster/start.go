@@ -15,9 +15,10 @@ import (
 // Start runs a node. It returns once the node is connected and consumes the journal; ReadyC tells when the journal has
 // been replayed and the first heartbeat has come back. ctx bounds the start only: the node runs until Close.
 //
-// With an external NATS that cannot be reached Start tries until ctx ends. It fails at once when the state directory
-// is taken (*LockedError), the configuration is wrong, the streams are missing or set up differently, or another
-// process uses the node id (ErrNodeIDInUse).
+// With an external NATS that cannot be reached Start tries until ctx ends, and so it does with routes while nobody has
+// created the streams; OnWaiting hears why. It fails at once when the state directory is taken (*LockedError), the
+// configuration is wrong, the streams are missing or set up differently (*StreamsError), a permission is missing
+// (*MissingRightError), or another process uses the node id (ErrNodeIDInUse).
 func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -38,6 +39,7 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 		readyC:    make(chan struct{}),
 		fatalC:    make(chan struct{}),
 		beatNow:   make(chan struct{}, 1),
+		rights:    newRights(true),
 	}
 	n.setState(revoke.StateStarting)
 	defer func() {
@@ -59,11 +61,14 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 	if err := n.connect(ctx); err != nil {
 		return nil, err
 	}
-	if n.streamID, err = checkStreams(ctx, n.js, cfg.Replicas); err != nil {
+	ctx, unbind := n.rights.bind(ctx)
+	defer unbind()
+	defer func() { err = n.rights.explain(err) }()
+	if err := n.awaitStreams(ctx); err != nil {
 		return nil, err
 	}
-	if n.srv == nil {
-		if err := n.claimID(ctx, previous); err != nil {
+	if !cfg.alone() {
+		if err := n.awaitID(ctx, previous); err != nil {
 			return nil, err
 		}
 	}
@@ -74,7 +79,7 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 	if err := n.run(ctx); err != nil {
 		return nil, err
 	}
-	if n.srv != nil {
+	if cfg.alone() {
 		if err := n.dir.writeNATSURL(n.srv.url); err != nil {
 			return nil, err
 		}
@@ -100,11 +105,11 @@ func newBoot(previous *bootRecord) string {
 
 // connect starts the embedded server if there is one, and connects to it or to the external one.
 func (n *Node) connect(ctx context.Context) error {
-	opts := connOptions("pgedge node "+n.cfg.Node, connHooks{
+	opts := append(connOptions("pgedge node "+n.cfg.Node, connHooks{
 		disconnected: n.onDisconnect,
 		reconnected:  n.onReconnect,
 		asyncError:   n.onAsyncError,
-	})
+	}), nats.CustomInboxPrefix(inboxOfNode(n.cfg.Node)))
 	var err error
 	if n.cfg.NATS == Embedded {
 		if n.srv, err = startEmbedded(n.cfg, n.dir); err != nil {
@@ -114,19 +119,43 @@ func (n *Node) connect(ctx context.Context) error {
 		if n.nc, err = nats.Connect("", opts...); err != nil {
 			return fmt.Errorf("cannot connect to embedded NATS server: %w", err)
 		}
-	} else {
-		if n.cfg.CredsFile != "" {
-			opts = append(opts, nats.UserCredentials(n.cfg.CredsFile))
-		}
-		if n.nc, err = connectPatiently(ctx, n.cfg.NATS, opts, n.log); err != nil {
-			return err
-		}
+	} else if err := n.connectOutside(ctx, opts); err != nil {
+		return err
 	}
 	if n.js, err = jetstream.New(n.nc, jetstream.WithDefaultTimeout(followRequestTimeout)); err != nil {
 		return fmt.Errorf("cannot use JetStream: %w", err)
 	}
-	if n.srv != nil {
+	switch {
+	case n.cfg.alone():
 		return createStreams(ctx, n.js)
+	case n.srv != nil:
+		// The command that creates the streams comes in this way while the node still waits for them.
+		return n.dir.writeNATSURL(n.srv.url)
+	}
+	return nil
+}
+
+// connectOutside connects to an external NATS and proves that answers can arrive.
+func (n *Node) connectOutside(ctx context.Context, opts []nats.Option) error {
+	credentials, err := n.cfg.Credentials.options()
+	if err != nil {
+		return err
+	}
+	opts = append(opts, credentials...)
+	err = patiently(ctx, reconnectWait, n.waitFor, never, func() (err error) {
+		if n.nc, err = nats.Connect(n.cfg.NATS, opts...); err != nil {
+			return fmt.Errorf("cannot connect to NATS at %s: %w", redactURLs(n.cfg.NATS), err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := mayReceive(n.nc); err != nil {
+		if missing := n.rights.note(err); missing != nil {
+			return missing
+		}
+		return err
 	}
 	return nil
 }
@@ -159,12 +188,18 @@ func (n *Node) run(ctx context.Context) error {
 	if err := n.nc.FlushTimeout(followRequestTimeout); err != nil {
 		return fmt.Errorf("cannot subscribe to the fast path: %w", err)
 	}
+	if missing := n.rights.note(n.nc.LastError()); missing != nil {
+		return missing
+	}
 	for range storeWorkers {
 		n.work.Go(n.storeLoop)
 	}
 	n.work.Go(n.rejectLoop)
 	n.work.Go(func() { n.follower.run(n.ctx) })
 	n.work.Go(n.heartbeatLoop)
+	if !n.cfg.alone() {
+		n.work.Go(n.watchStreams)
+	}
 	n.receipts.run(n.ctx, &n.work)
 	if err := n.serveQueries(); err != nil {
 		return err

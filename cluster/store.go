@@ -72,7 +72,11 @@ func (n *Node) store(c revoke.StoreCommand) revoke.StoreResult {
 
 func isWrongLastSequence(err error) bool {
 	var apiErr *jetstream.APIError
-	return errors.As(err, &apiErr) && apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+	if !errors.As(err, &apiErr) {
+		return false
+	}
+	// A replicated stream says the same with a code of its own.
+	return apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || apiErr.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant
 }
 
 // rejection is what a node publishes on pgedge.rejected about a message that it refused.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -85,31 +86,66 @@ func createStreams(ctx context.Context, js jetstream.JetStream) error {
 	return nil
 }
 
-// checkStreams refuses streams that are missing or would not keep what they are given. It returns the identity of
-// the journal.
-func checkStreams(ctx context.Context, js jetstream.JetStream, replicas int) (streamID string, err error) {
+// StreamsError says that the streams are not as a node needs them, and what a person has to do about it.
+type StreamsError struct {
+	Problem string
+	Fix     string
+	// Missing says that a stream does not exist at all.
+	Missing bool
+}
+
+func (e *StreamsError) Error() string { return e.Problem + "; " + e.Fix }
+
+// checkStreams refuses streams that are missing or would not keep what they are given, with a *StreamsError; any other
+// error says that they could not be looked at. It returns the identity of the journal. initCommand is what creates them.
+func checkStreams(ctx context.Context, js jetstream.JetStream, replicas int, initCommand string) (streamID string, err error) {
 	for _, want := range []jetstream.StreamConfig{journalConfig(replicas), receiptConfig(replicas)} {
 		s, err := js.Stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return "", fmt.Errorf("stream %s does not exist on this NATS: pgedge never creates it there by itself; "+
-				"start one node with an embedded server (cluster.nats: embedded) and use its URL, or have an operator create the stream", want.Name)
+			return "", &StreamsError{
+				Problem: fmt.Sprintf("stream %s does not exist on this NATS, and a node never creates it there by itself", want.Name),
+				Fix:     "create it once, with the rights of an operator: " + initCommand,
+				Missing: true,
+			}
 		}
 		if err != nil {
-			return "", fmt.Errorf("cannot read stream %s: %w", want.Name, err)
+			return "", explainJetStream(fmt.Sprintf("cannot read stream %s", want.Name), err)
 		}
 		info := s.CachedInfo()
 		if diff := streamDifferences(info.Config, want); len(diff) > 0 {
-			return "", fmt.Errorf("stream %s is not set up as pgedge needs it: %s", want.Name, strings.Join(diff, "; "))
+			return "", streamDiffers(want, diff)
 		}
 		if want.Name == journalStream {
 			account, err := js.AccountInfo(ctx)
 			if err != nil {
-				return "", fmt.Errorf("cannot read JetStream account: %w", err)
+				return "", explainJetStream("cannot read JetStream account", err)
 			}
 			streamID = streamIdentity(info, account.Domain)
 		}
 	}
 	return streamID, nil
+}
+
+func streamDiffers(want jetstream.StreamConfig, diff []string) *StreamsError {
+	fix := "set it back with nats stream edit " + want.Name
+	if len(diff) == 1 && strings.HasPrefix(diff[0], "num_replicas") {
+		fix = fmt.Sprintf("run nats stream edit %s --replicas %d, or ask for fewer copies (cluster.replicas)", want.Name, want.Replicas)
+	}
+	return &StreamsError{
+		Problem: fmt.Sprintf("stream %s is not set up as pgedge needs it: %s", want.Name, strings.Join(diff, "; ")),
+		Fix:     fix,
+	}
+}
+
+// explainJetStream says what the bare words of JetStream mean.
+func explainJetStream(what string, err error) error {
+	switch {
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("%s: JetStream is off for this user's account: enable it in the account (jetstream: enabled)", what)
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("%s: JetStream is off on this NATS server, or has just begun to start: a jetstream {} block in its configuration turns it on", what)
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // streamIdentity tells one journal from another of the same name: restored, recreated, or in another domain.
@@ -145,6 +181,8 @@ func streamDifferences(got, want jetstream.StreamConfig) []string {
 	check("allow_msg_ttl", got.AllowMsgTTL, false)
 	check("allow_msg_counter", got.AllowMsgCounter, false)
 	check("allow_msg_schedules", got.AllowMsgSchedules, false)
+	// A direct get answers with the stored payload on a subject of the asker's choice, which could be a verb's.
+	check("allow_direct", got.AllowDirect, false)
 	check("no_ack", got.NoAck, false)
 	check("sealed", got.Sealed, false)
 	check("mirror", got.Mirror != nil, false)

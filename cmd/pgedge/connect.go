@@ -23,6 +23,11 @@ const (
 type connectFlags struct {
 	nats     string
 	creds    string
+	context  string
+	ca       string
+	cert     string
+	key      string
+	inbox    string
 	stateDir string
 	// patience is how long the caller waits for evidence, when that is longer than the nodes' default verify_timeout.
 	patience time.Duration
@@ -30,11 +35,19 @@ type connectFlags struct {
 
 func (f *connectFlags) register(cmd *cobra.Command) {
 	fs := cmd.Flags()
-	fs.StringVar(&f.nats, "nats", "", "NATS URL of the cluster (default: $PGEDGE_NATS, else the node on this machine)")
-	fs.StringVar(&f.creds, "nats-creds", "", "NATS credentials file (default: $PGEDGE_NATS_CREDS)")
+	fs.StringVar(&f.nats, "nats", "", "NATS URL of the cluster, several separated by commas (default: $PGEDGE_NATS, else the node on this machine)")
+	fs.StringVar(&f.creds, "nats-creds", "", "NATS credentials file, or a file with an nkey seed (default: $PGEDGE_NATS_CREDS)")
+	fs.StringVar(&f.context, "context", "", "take address and credentials from this context of the nats tool")
+	fs.StringVar(&f.ca, "nats-ca", "", "certificate authority of the NATS servers (default: $PGEDGE_NATS_CA, else the system's)")
+	fs.StringVar(&f.cert, "nats-cert", "", "certificate to show to NATS (default: $PGEDGE_NATS_CERT)")
+	fs.StringVar(&f.key, "nats-key", "", "key of --nats-cert (default: $PGEDGE_NATS_KEY)")
+	fs.StringVar(&f.inbox, "nats-inbox-prefix", "", "where answers arrive (default: the inbox of the shipped permission set that the user has)")
 	fs.StringVar(&f.stateDir, "state-dir", "", "state directory of the node on this machine (default: $PGEDGE_STATE_DIR, else /var/lib/pgedge or ~/.local/state/pgedge)")
 	must(cmd.MarkFlagFilename("nats-creds", "creds"))
 	must(cmd.MarkFlagDirname("state-dir"))
+	must(cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return natsContexts(), cobra.ShellCompDirectiveNoFileComp
+	}))
 }
 
 // query runs one look-up at the cluster, within queryTimeout.
@@ -50,19 +63,27 @@ func (f *connectFlags) query(ctx context.Context, look func(context.Context, *cl
 }
 
 // options resolves flags and environment. A flag wins over every variable: --state-dir is not overruled by
-// PGEDGE_NATS.
+// PGEDGE_NATS. Credentials from the environment are for the address from the environment or a --nats without its own,
+// never for a context or a node on this machine.
 func (f *connectFlags) options() (cluster.DialOptions, error) {
-	o := cluster.DialOptions{URL: f.nats, CredsFile: f.creds, StateDir: f.stateDir, Timeout: connectTimeout}
-	if o.CredsFile == "" {
-		o.CredsFile = os.Getenv("PGEDGE_NATS_CREDS")
-	}
+	o := cluster.DialOptions{Timeout: connectTimeout}
 	if f.patience > config.Default().Cluster.VerifyTimeout {
 		o.VerifyTimeout = f.patience
 	}
-	if o.URL == "" && o.StateDir == "" {
+	switch {
+	case f.context != "" && (f.nats != "" || f.stateDir != ""):
+		return o, usageErrorf("--context says where the cluster is: it excludes --nats and --state-dir")
+	case f.context != "":
+		if err := loadNATSContext(f.context, &o); err != nil {
+			return o, err
+		}
+	case f.nats != "":
+		o.URL = f.nats
+	case f.stateDir != "":
+		o.StateDir = f.stateDir
+	case os.Getenv("PGEDGE_NATS") != "":
 		o.URL = os.Getenv("PGEDGE_NATS")
-	}
-	if o.URL == "" && o.StateDir == "" {
+	default:
 		dir, err := config.DefaultStateDir()
 		if err != nil {
 			return o, err
@@ -71,6 +92,23 @@ func (f *connectFlags) options() (cluster.DialOptions, error) {
 	}
 	// $(cat nats-url) ends in a line break where a shell does not strip it.
 	o.URL = strings.TrimSpace(o.URL)
+	for _, v := range []struct {
+		to             *string
+		flag, variable string
+	}{
+		{&o.CredsFile, f.creds, "PGEDGE_NATS_CREDS"},
+		{&o.CAFile, f.ca, "PGEDGE_NATS_CA"},
+		{&o.CertFile, f.cert, "PGEDGE_NATS_CERT"},
+		{&o.KeyFile, f.key, "PGEDGE_NATS_KEY"},
+		{&o.InboxPrefix, f.inbox, ""},
+	} {
+		switch {
+		case v.flag != "":
+			*v.to = v.flag
+		case v.variable != "" && f.context == "" && o.StateDir == "":
+			*v.to = os.Getenv(v.variable)
+		}
+	}
 	return o, nil
 }
 

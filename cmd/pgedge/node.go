@@ -151,7 +151,8 @@ func (n *runningNode) start(ctx context.Context) error {
 	}
 	node, err := cluster.Start(ctx, cluster.Config{
 		Node: cfg.Node, Version: programVersion(), StateDir: cfg.StateDir,
-		NATS: natsAddress(cfg.Cluster), Listen: cfg.Cluster.Listen,
+		NATS: natsAddress(cfg.Cluster), Credentials: natsCredentials(cfg.Cluster), Listen: cfg.Cluster.Listen,
+		Routes: natsRoutes(cfg.Cluster.Routes), Replicas: cfg.Cluster.Replicas, OnWaiting: n.setStage,
 		Heartbeat: cfg.Cluster.Heartbeat, Lease: cfg.Cluster.Lease, Freeze: cfg.Cluster.Freeze, OnStale: cfg.Cluster.OnStale,
 		Logger: n.log, Metrics: n.metrics,
 	}, &n.late)
@@ -194,6 +195,15 @@ func natsAddress(c config.Cluster) string {
 		urls[i] = u.Reveal()
 	}
 	return strings.Join(urls, ",")
+}
+
+func natsCredentials(c config.Cluster) cluster.Credentials {
+	return cluster.Credentials{CredsFile: c.CredsFile, CAFile: c.TLS.CAFile, CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile}
+}
+
+func natsRoutes(r config.Routes) cluster.Routes {
+	return cluster.Routes{Listen: r.Listen, Peers: r.Peers, Secret: r.Secret.Reveal(),
+		CAFile: r.TLS.CAFile, CertFile: r.TLS.CertFile, KeyFile: r.TLS.KeyFile}
 }
 
 func (n *runningNode) startAudit(boot string) error {

@@ -58,11 +58,16 @@ func TestWrongUsageIsExitCodeTwo(t *testing.T) {
 		"receipts show not.an.id":          "not a revocation id",
 		"check-config":                     "exactly one FILE",
 		"serve --log-format xml --upstream postgres:": "auto, text and json",
-		"version now":                  "takes no argument",
-		"why alice":                    "pgedge why: not supported in this version",
-		"cluster init --nats nats://x": "not supported in this version",
-		"nodes drain edge-a":           "pgedge nodes drain: not supported in this version",
-		"receipts export --since 90d":  "not supported in this version",
+		"version now":                       "takes no argument",
+		"why alice":                         "pgedge why: not supported in this version",
+		"cluster":                           "say what to do",
+		"cluster init now":                  "takes no argument",
+		"cluster init --replicas 0":         "not between 1 and 5",
+		"cluster init --replicas six":       "invalid argument",
+		"nodes --nats nats://x --context y": "--context says where the cluster is",
+		"nodes --context ../y":              "no name of a context",
+		"nodes drain edge-a":                "pgedge nodes drain: not supported in this version",
+		"receipts export --since 90d":       "not supported in this version",
 	} {
 		var out, errs bytes.Buffer
 		code := run(context.Background(), strings.Split(args, " "), stdio{in: strings.NewReader(""), out: &out, err: &errs})

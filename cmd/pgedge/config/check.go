@@ -32,12 +32,7 @@ func (l *loader) check() {
 		l.checkDatabase(name, c.Databases[name])
 	}
 	l.checkExposure()
-	if !c.Cluster.Embedded() {
-		l.warnf(l.placed["cluster.nats"], "cluster.nats", "this version serves on while NATS cannot be reached: a revocation published meanwhile is applied when the connection is back")
-		if l.isSet("cluster.listen") {
-			l.warnf(l.placed["cluster.listen"], "cluster.listen", "is the listener of the embedded server and has no effect with cluster.nats set to a URL")
-		}
-	}
+	l.checkCluster()
 }
 
 func (l *loader) checkDatabase(name string, d Database) {
@@ -126,6 +121,9 @@ func (c *Config) Summary(w io.Writer) {
 	row("state_dir", "%s", c.StateDir)
 	if c.Cluster.Embedded() {
 		row("nats", "embedded, listening on %s", c.Cluster.Listen)
+		if r := c.Cluster.Routes; r.Enabled() {
+			row("routes", "%s with %s (%s)", r.Listen, strings.Join(r.Peers, ", "), r.protection())
+		}
 	} else {
 		for _, u := range c.Cluster.URLs {
 			row("nats", "%s", RedactURL(u.Reveal()))

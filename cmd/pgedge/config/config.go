@@ -69,8 +69,16 @@ type Database struct {
 type Cluster struct {
 	// URLs is empty for an embedded NATS server. They may hold a token.
 	URLs []Secret
+	// CredsFile is a NATS credentials file for URLs; "" uses none.
+	CredsFile string
+	// TLS is for URLs: whom to believe, and what to show.
+	TLS KeyPair
 	// Listen is the client listener of the embedded server. Default: 127.0.0.1:0.
 	Listen string
+	// Routes make the embedded servers of several nodes one cluster.
+	Routes Routes
+	// Replicas is the least number of copies of the journal. Default: 1.
+	Replicas int
 	// Heartbeat is the interval of presence messages. Default: 1s.
 	Heartbeat time.Duration
 	// Lease is for how long a heartbeat that has come back proves that this node is fresh. Default: 20s.
@@ -85,6 +93,27 @@ type Cluster struct {
 	// VerifyTimeout is how long a backend may take to be seen gone before its receipt says timeout. Default: 10s.
 	VerifyTimeout time.Duration
 }
+
+// KeyPair names the files of one side of a TLS connection; "" where there is none.
+type KeyPair struct {
+	CAFile, CertFile, KeyFile string
+}
+
+// Routes are how embedded servers reach each other.
+type Routes struct {
+	// Listen is host:port; "" means that this node's server stands alone.
+	Listen string
+	// Peers are the host:port of all nodes; this one may be among them.
+	Peers []string
+	// Secret is what servers prove themselves with.
+	Secret Secret
+	TLS    KeyPair
+
+	secretFile string
+}
+
+// Enabled reports whether this node's server is to be one of several.
+func (r Routes) Enabled() bool { return r.Listen != "" || len(r.Peers) > 0 }
 
 // Audit says where audit records go.
 type Audit struct {
@@ -108,6 +137,7 @@ func Default() *Config {
 		Databases: map[string]Database{},
 		Cluster: Cluster{
 			Listen:    "127.0.0.1:0",
+			Replicas:  1,
 			Heartbeat: time.Second,
 			Lease:     20 * time.Second,
 			Freeze:    30 * time.Second,

@@ -82,14 +82,14 @@ identity: {github: {}, scim: {}}
 		Databases: map[string]Database{"app": {
 			Upstream: "postgres://db1:5432,db2:5432/app?sslmode=disable", MaxBackends: 7,
 		}},
-		Cluster: Cluster{URLs: []Secret{"nats://a:4222", "nats://b:4222"}, Listen: "127.0.0.1:0", Heartbeat: 200 * time.Millisecond,
+		Cluster: Cluster{URLs: []Secret{"nats://a:4222", "nats://b:4222"}, Listen: "127.0.0.1:0", Replicas: 1, Heartbeat: 200 * time.Millisecond,
 			Lease: 4 * time.Second, Freeze: 9 * time.Second, FreezeInTransaction: 2 * time.Second, OnStale: "serve", VerifyTimeout: 3 * time.Second},
 		Audit: Audit{File: "/tmp/audit.jsonl"},
 	}
 	ignorePlaces := cmp.FilterPath(func(p cmp.Path) bool {
 		return p.Last().String() == ".placed" || p.Last().String() == ".passwordFile"
 	}, cmp.Ignore())
-	if diff := cmp.Diff(want, c, ignorePlaces, cmp.AllowUnexported(Database{})); diff != "" {
+	if diff := cmp.Diff(want, c, ignorePlaces, cmp.AllowUnexported(Database{}, Routes{})); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -111,7 +111,7 @@ databases:
   bad: {pool: {mode: statement}}
 auth: {method: scram}
 access: []
-cluster: {on_stale: never, replicas: 3, nats: http://x}
+cluster: {on_stale: never, replicas: 9, nats: http://x}
 audit: {stream: true, queries: everything}
 proxy_protocol: {trusted: [10.0.0.0/8]}
 node: again
@@ -135,7 +135,7 @@ contact: "${HOME}"
 		`15 auth.method: scram: not supported in this version (only passthrough)`,
 		`16 access: not supported in this version`,
 		`17 cluster.on_stale: "never" is not one of freeze, drop or serve`,
-		`17 cluster.replicas: 3: not supported in this version (only 1)`,
+		`17 cluster.replicas: 9 is out of range: 1 to 5`,
 		`17 cluster.nats: http://x: the scheme must be nats or tls`,
 		`18 audit.stream: true: not supported in this version (only false)`,
 		`18 audit.queries: "everything" is not one of off, fingerprint or text`,
@@ -310,7 +310,6 @@ func TestWarningsSayWhatWillNotWork(t *testing.T) {
 		"clear password":  {"databases: {a: {upstream: 'postgres://u:p@db'}}", "holds a secret in clear text"},
 		"open listener":   {"listen: ['0.0.0.0:6432']\n" + oneDatabase, "clients connect without TLS"},
 		"open admin":      {"admin: ':8432'\n" + oneDatabase, "can be read by everybody"},
-		"external NATS":   {"cluster: {nats: 'nats://x'}\n" + oneDatabase, "serves on while NATS cannot be reached"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, r := load(t, tc.text, "CONTROL=x")

@@ -115,10 +115,20 @@ var rootKeys = []key[Config]{
 		}
 		return s, nil
 	}),
-	laterKey[Config]("cluster.routes.listen"),
-	laterUnlessEmpty[Config]("cluster.routes.peers"),
-	laterKey[Config]("cluster.creds_file"),
-	onlyKey[Config]("cluster.replicas", []string{"1", "2", "3", "4", "5"}, "1"),
+	textKey("cluster.routes.listen", func(c *Config) *string { return &c.Cluster.Routes.Listen }, parseRoute),
+	{path: "cluster.routes.peers", list: true, set: func(c *Config, vs []string) (err error) {
+		c.Cluster.Routes.Peers, err = parsePeers(vs)
+		return err
+	}},
+	textKey("cluster.routes.secret_file", func(c *Config) *string { return &c.Cluster.Routes.secretFile }, parsePath),
+	textKey("cluster.routes.ca_file", func(c *Config) *string { return &c.Cluster.Routes.TLS.CAFile }, parsePath),
+	textKey("cluster.routes.cert_file", func(c *Config) *string { return &c.Cluster.Routes.TLS.CertFile }, parsePath),
+	textKey("cluster.routes.key_file", func(c *Config) *string { return &c.Cluster.Routes.TLS.KeyFile }, parsePath),
+	textKey("cluster.creds_file", func(c *Config) *string { return &c.Cluster.CredsFile }, parsePath),
+	textKey("cluster.tls.ca_file", func(c *Config) *string { return &c.Cluster.TLS.CAFile }, parsePath),
+	textKey("cluster.tls.cert_file", func(c *Config) *string { return &c.Cluster.TLS.CertFile }, parsePath),
+	textKey("cluster.tls.key_file", func(c *Config) *string { return &c.Cluster.TLS.KeyFile }, parsePath),
+	intKey("cluster.replicas", func(c *Config) *int { return &c.Cluster.Replicas }, 1, 5),
 	durationKey("cluster.heartbeat", func(c *Config) *time.Duration { return &c.Cluster.Heartbeat }, 100*time.Millisecond, time.Minute, false),
 	durationKey("cluster.lease", func(c *Config) *time.Duration { return &c.Cluster.Lease }, time.Second, time.Hour, false),
 	durationKey("cluster.freeze", func(c *Config) *time.Duration { return &c.Cluster.Freeze }, 100*time.Millisecond, time.Hour, false),

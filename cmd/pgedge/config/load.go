@@ -33,7 +33,7 @@ type Flag struct {
 }
 
 // cliVariables are PGEDGE_* variables that are not keys of the file.
-var cliVariables = []string{"PGEDGE_NATS", "PGEDGE_NATS_CREDS", "PGEDGE_UPSTREAM"}
+var cliVariables = []string{"PGEDGE_NATS", "PGEDGE_NATS_CREDS", "PGEDGE_NATS_CA", "PGEDGE_NATS_CERT", "PGEDGE_NATS_KEY", "PGEDGE_UPSTREAM"}
 
 type loader struct {
 	src          Sources
@@ -177,17 +177,14 @@ func (l *loader) fillIn() {
 		}
 		l.cfg.StateDir = dir
 	}
+	l.fillInCluster()
 	for _, name := range sortedNames(l.cfg.Databases) {
 		d := l.cfg.Databases[name]
 		if d.passwordFile == "" {
 			continue
 		}
 		full := "databases." + name + ".control.password_file"
-		path := d.passwordFile
-		if !filepath.IsAbs(path) {
-			path = filepath.Join(filepath.Dir(l.file), path)
-		}
-		secret, warning, err := readSecretFile(path)
+		secret, warning, err := readSecretFile(l.beside(d.passwordFile))
 		if err != nil {
 			l.fail(d.placed["control.password_file"], full, err)
 		}
@@ -197,6 +194,14 @@ func (l *loader) fillIn() {
 		d.ControlPassword = secret
 		l.cfg.Databases[name] = d
 	}
+}
+
+// beside resolves a path that stands in the file: a relative one begins where the file is.
+func (l *loader) beside(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(filepath.Dir(l.file), path)
 }
 
 func (l *loader) isSet(path string) bool {

@@ -90,12 +90,9 @@ func readSecretFile(path string) (secret Secret, warning string, err error) {
 	if !st.Mode().IsRegular() {
 		return "", "", fmt.Errorf("cannot use secret file %s: it is not a regular file", path)
 	}
-	mode := st.Mode().Perm()
-	if mode&0o026 != 0 {
-		return "", "", fmt.Errorf("cannot use secret file %s: its mode %04o lets others read or write it; chmod 600 it (Kubernetes: defaultMode: 0400)", path, mode)
-	}
-	if mode&0o040 != 0 {
-		warning = fmt.Sprintf("secret file %s can be read by its group (mode %04o)", path, mode)
+	warning, err = checkSecretMode(path, st.Mode().Perm())
+	if err != nil {
+		return "", "", err
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxSecretBytes+1))
 	if err != nil {
@@ -112,6 +109,36 @@ func readSecretFile(path string) (secret Secret, warning string, err error) {
 		return "", "", fmt.Errorf("cannot use secret file %s: it holds more than one line", path)
 	}
 	return Secret(s), warning, nil
+}
+
+func checkSecretMode(path string, mode os.FileMode) (warning string, err error) {
+	if mode&0o026 != 0 {
+		return "", fmt.Errorf("cannot use secret file %s: its mode %04o lets others read or write it; chmod 600 it (Kubernetes: defaultMode: 0400)", path, mode)
+	}
+	if mode&0o040 != 0 {
+		warning = fmt.Sprintf("secret file %s can be read by its group (mode %04o)", path, mode)
+	}
+	return warning, nil
+}
+
+// checkFile looks at a file that somebody else reads: it has to be there and, when it holds a secret, for its owner only.
+func checkFile(path string, secret bool) (warning string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("cannot open: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return "", fmt.Errorf("cannot stat: %w", err)
+	}
+	if !st.Mode().IsRegular() {
+		return "", fmt.Errorf("cannot use %s: it is not a regular file", path)
+	}
+	if !secret {
+		return "", nil
+	}
+	return checkSecretMode(path, st.Mode().Perm())
 }
 
 // expandEnv replaces each ${NAME} by the variable's value. Inside the userinfo of a URL the value is
