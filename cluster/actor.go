@@ -158,6 +158,14 @@ func (n *Node) hasReplayed() bool {
 
 func (n *Node) appliedSeq() uint64 { return n.Table().Applied() }
 
+// tableDigest is the hash of the table and the position it belongs to.
+func (n *Node) tableDigest() (applied uint64, hash string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	table := n.Table()
+	return table.Applied(), table.Hash()
+}
+
 func (n *Node) stats() revoke.NodeStats {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -21,10 +21,17 @@ const maxAnswerParts = 1024
 // NodeInfo is what is known about one boot of a node.
 type NodeInfo struct {
 	Presence revoke.Presence `json:"presence"`
-	// Status is live, silent (no heartbeat within the lease), gone (silent for ten leases) or left.
+	// Status is live, silent (no heartbeat within the lease), gone (silent for ten leases), left, or forgotten
+	// (declared dead by an operator).
 	Status string `json:"status"`
 	// HeardMS is how long ago the last heartbeat was stored, in milliseconds.
 	HeardMS int64 `json:"heard_ms"`
+	// LeaseLeftMS is how long the boot may go on without another heartbeat, as seen from here; 0 once that is over.
+	LeaseLeftMS int64 `json:"lease_left_ms"`
+	// TableDiffers says that the node has applied the same facts as this reader and holds another table.
+	TableDiffers bool `json:"table_differs"`
+	// OtherJournal says that the boot follows another stream than the one it is listed in.
+	OtherJournal bool `json:"other_journal"`
 	// Report is what the node says about itself; nil when it did not answer.
 	Report *NodeReport `json:"report,omitempty"`
 }
@@ -62,7 +69,7 @@ func (c *Client) Sessions(ctx context.Context, filter SessionFilter) (sessions [
 	return sessions, missing, nil
 }
 
-// Nodes lists every boot that is not forgotten, with what the live ones say about themselves.
+// Nodes lists every boot that the journal knows of, forgotten ones too, with what the live ones say about themselves.
 func (c *Client) Nodes(ctx context.Context) ([]NodeInfo, error) {
 	answers, _, err := c.ask(ctx, nodesSubject, nil, "")
 	if err != nil {
@@ -79,18 +86,28 @@ func (c *Client) Nodes(ctx context.Context) ([]NodeInfo, error) {
 	now := time.Now()
 	nodes := make([]NodeInfo, 0, len(presences))
 	for _, p := range presences {
-		nodes = append(nodes, NodeInfo{
-			Presence: p,
-			Status:   presenceStatus(p, now),
-			HeardMS:  now.Sub(p.Heard).Milliseconds(),
-			Report:   reports[p.Boot],
-		})
+		info := NodeInfo{
+			Presence:     p,
+			Status:       presenceStatus(p, now),
+			HeardMS:      now.Sub(p.Heard).Milliseconds(),
+			Report:       reports[p.Boot],
+			OtherJournal: p.Stream != "" && !sameStream(p.Stream, c.streamID),
+		}
+		if p.State != revoke.StateLeft {
+			info.LeaseLeftMS = max(0, p.Lease().Milliseconds()-info.HeardMS)
+		}
+		if r := info.Report; r != nil && !info.OtherJournal {
+			info.TableDiffers = c.view.contradicts(r.Applied, r.TableHash)
+		}
+		nodes = append(nodes, info)
 	}
 	return nodes, nil
 }
 
 func presenceStatus(p revoke.Presence, now time.Time) string {
 	switch {
+	case p.Forgotten != "":
+		return "forgotten"
 	case p.State == revoke.StateLeft:
 		return "left"
 	case p.Gone(now):

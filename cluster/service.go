@@ -41,6 +41,7 @@ type NodeReport struct {
 	NotReady   string    `json:"not_ready,omitempty"` // why
 	Started    time.Time `json:"started"`
 	Applied    uint64    `json:"applied"`
+	TableHash  string    `json:"table_hash"` // of the facts up to Applied
 	JournalLag uint64    `json:"journal_lag"`
 	Unsettled  int       `json:"unsettled"`
 	Sessions   int       `json:"sessions"`
@@ -161,6 +162,7 @@ func (n *Node) refuse(req micro.Request, why error) {
 func (n *Node) report() NodeReport {
 	ready, why := n.Ready()
 	stats := n.stats()
+	applied, hash := n.tableDigest()
 	return NodeReport{
 		Node:            n.cfg.Node,
 		Boot:            n.cfg.Boot,
@@ -169,7 +171,8 @@ func (n *Node) report() NodeReport {
 		Ready:           ready,
 		NotReady:        why,
 		Started:         n.started,
-		Applied:         n.appliedSeq(),
+		Applied:         applied,
+		TableHash:       hash,
 		JournalLag:      n.pending.Load(),
 		Unsettled:       stats.Unsettled,
 		Sessions:        n.eng.SessionCount(),

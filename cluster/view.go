@@ -30,6 +30,7 @@ type journalState struct {
 	presences map[string]revoke.Presence // by subject
 	subjects  map[string]uint64          // last position of each fact's subject
 	lastSeq   uint64
+	lastFact  uint64 // position of the last message that is no presence
 	// began is when this pass began, by both clocks: from their difference and a message's time of storage follows
 	// how old it is, whatever the two clocks say.
 	beganHere, beganServer time.Time
@@ -120,6 +121,9 @@ func (v *journalView) apply(d delivery, now time.Time) (p revoke.Presence, isPre
 	} else {
 		s.subjects[d.Subject] = d.Seq
 	}
+	if !isPresence && !strings.HasPrefix(d.Subject, nodePrefix) {
+		s.lastFact = d.Seq
+	}
 	s.table.Advance(d.Seq)
 	for w := range v.waiters[d.Subject] {
 		w.deliver(d, now)
@@ -185,6 +189,15 @@ func (v *journalView) look(w *subjectWaiter) subjectWaiter {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return *w
+}
+
+// contradicts says that a node which has applied the journal up to a position holds another table than this view. It
+// claims so only where both have read the same facts.
+func (v *journalView) contradicts(applied uint64, hash string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.current
+	return hash != "" && applied >= s.lastFact && applied <= s.lastSeq && hash != s.table.Hash()
 }
 
 // state returns the table, the presences by node and boot, and the last position. The view has to be complete.

@@ -7,8 +7,10 @@ type bootVerdict struct {
 	gone bool
 	// fences says that the boot stops serving with its lease, so that it need not be heard once it is gone.
 	fences bool
-	left   bool
-	leftAt time.Time
+	// forgotten is who has declared that the process does not run, before the fact was stored.
+	forgotten string
+	left      bool
+	leftAt    time.Time
 	// leftNothing says that the boot had no session left that the fact could have been about.
 	leftNothing bool
 	// starting says that the boot had not served anybody when the fact was stored.
@@ -34,7 +36,7 @@ func (b *bootVerdict) standing(now time.Time) standing {
 	switch {
 	case b.rank == rankFinal:
 		return standsProven
-	case b.gone && b.fences:
+	case b.forgotten != "", b.gone && b.fences:
 		return standsAside
 	case b.gone:
 		return standsLost
@@ -55,7 +57,7 @@ func (b *bootVerdict) leave(now time.Time, seq uint64, p Presence) {
 	if !b.left {
 		b.left, b.leftAt = true, now
 	}
-	b.gone = false
+	b.gone, b.forgotten = false, ""
 	b.leftNothing = p.Sessions == 0 && p.Unsettled == 0 && (!p.Crashed || p.Applied >= seq)
 }
 
@@ -72,6 +74,9 @@ func (b *bootVerdict) status() string {
 		return StatusVerified
 	case rankNone:
 	}
+	if b.forgotten != "" {
+		return StatusForgotten
+	}
 	if b.gone {
 		return StatusGone
 	}
@@ -81,8 +86,10 @@ func (b *bootVerdict) status() string {
 func (b *bootVerdict) why() string {
 	switch {
 	case b.rank == rankFinal:
+	case b.forgotten != "":
+		return "forgotten by " + b.forgotten + ", who declared that its process does not run; nothing here proves it"
 	case b.gone && !b.fences:
-		return "silent for more than ten leases, and it announced that it goes on serving without NATS: it may still serve. Starting it again with the same state directory clears this"
+		return "silent for more than ten leases, and it announced that it goes on serving without NATS: it may still serve. Starting it again with the same state directory clears this, and so does pgedge nodes forget once it certainly does not run"
 	case b.left && !(b.leftNothing && b.rank == rankNone):
 		return "it ended before it had seen the backends of its sessions gone"
 	}

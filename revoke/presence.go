@@ -49,6 +49,9 @@ type Presence struct {
 	// Crashed says that this is a goodbye which a later run has said in place of one that was killed. The numbers are
 	// those of that run's last heartbeat.
 	Crashed bool `json:"crashed,omitempty"`
+	// Forgotten is who has declared, in a goodbye said in the boot's place, that its process does not run any more.
+	// Nothing proves it.
+	Forgotten string `json:"forgotten,omitempty"`
 	// Seq is the presence's position in the journal, where a reader has filled it in; it does not travel.
 	Seq uint64 `json:"-"`
 	// Heard is when this process last heard of the boot, by its own clock; it does not travel.
@@ -75,6 +78,23 @@ func (p Presence) Gone(now time.Time) bool { return now.Sub(p.Heard) > goneLease
 
 // Live says that the boot counts: it has not left and is not gone.
 func (p Presence) Live(now time.Time) bool { return p.State != StateLeft && !p.Gone(now) }
+
+// Forget is the goodbye that somebody else says in place of a boot that was last heard with p. The numbers stay those
+// of its last heartbeat, as for a run that crashed.
+func (p Presence) Forget(by string, at time.Time) Presence {
+	p.State, p.Crashed, p.Forgotten, p.At = StateLeft, true, by, at
+	p.N++
+	return p
+}
+
+// Listed says that the boot is worth a line: it has not been forgotten, by somebody or by time. Time alone does not
+// forget a boot that announced that it serves on without its lease, since it may be serving still.
+func (p Presence) Listed(now time.Time) bool {
+	if p.Forgotten != "" {
+		return false
+	}
+	return now.Sub(p.Heard) <= forgetAfter || p.State != StateLeft && !p.Fences()
+}
 
 // NodeSubject is where a boot of a node publishes its heartbeats.
 func NodeSubject(node, boot string) string { return subjectPrefix + "node." + node + "." + boot }

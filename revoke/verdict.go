@@ -26,7 +26,7 @@ const (
 type NodeStatus struct {
 	Node    string  `json:"node"`
 	Boot    string  `json:"boot,omitempty"`
-	Status  string  `json:"status"`   // verified|closed|cut|fenced|silent|gone
+	Status  string  `json:"status"`   // verified|closed|cut|fenced|silent|gone|forgotten
 	AfterMS float64 `json:"after_ms"` // since the fact was seen stored; 0 without a receipt
 	// Why says, for a person, what keeps a node that cannot answer any more from being proven; empty otherwise.
 	Why string `json:"why,omitempty"`
@@ -40,6 +40,8 @@ const (
 	StatusFenced   = "fenced"   // certainly stale
 	StatusSilent   = "silent"   // nothing heard
 	StatusGone     = "gone"     // silent for more than ten leases already when the fact was stored; not waited for
+	// StatusForgotten: somebody had declared before the fact was stored that the process does not run; not waited for
+	StatusForgotten = "forgotten"
 )
 
 // ExitCode is the exit code of the commands that wait for a verdict.
@@ -89,16 +91,21 @@ func NewCoordinator(revocation string, seq uint64, storedAt time.Time, members [
 	}
 	for _, p := range members {
 		b := &bootVerdict{fences: p.Fences(), starting: p.State == StateStarting}
-		if p.State == StateLeft {
-			if p.Seq <= seq {
+		switch {
+		case p.State == StateLeft && p.Seq <= seq:
+			if p.Forgotten == "" || storedAt.Sub(p.Heard) > forgetAfter {
 				continue
 			}
+			b.forgotten = p.Forgotten
+		case p.State == StateLeft && p.Forgotten != "":
+			// Somebody's word that came after the fact is no evidence about it.
+		case p.State == StateLeft:
 			b.leave(storedAt, seq, p)
-		} else {
+		default:
 			b.gone = !p.Heard.IsZero() && p.Gone(storedAt)
 		}
 		c.boots[bootKey{p.Node, p.Boot}] = b
-		if !b.gone {
+		if !b.gone && b.forgotten == "" {
 			c.longestLease = max(c.longestLease, p.Lease())
 		}
 	}
@@ -135,7 +142,7 @@ func (c *Coordinator) Receipt(now time.Time, r Receipt) []NodeStatus {
 		c.boots[key] = b
 	}
 	before := b.status()
-	b.gone = false
+	b.gone, b.forgotten = false, ""
 	exact := c.isOwn(r) && r.Seq == c.seq
 	if b.exact && !exact {
 		// The boot speaks of the fact itself. What a newer one found afterwards says nothing about its sessions.
@@ -177,12 +184,15 @@ func (c *Coordinator) Presence(now time.Time, p Presence) []NodeStatus {
 		return nil
 	}
 	before := b.status()
+	if p.Forgotten != "" {
+		return nil // what is waited for rests on evidence, not on somebody's word
+	}
 	if p.State == StateLeft {
 		b.leave(now, c.seq, p)
 		return c.changed(key, b, before)
 	}
 	// A boot that is heard again has to answer after all.
-	b.gone, b.left, b.fences = false, false, p.Fences()
+	b.gone, b.left, b.forgotten, b.fences = false, false, "", p.Fences()
 	c.longestLease = max(c.longestLease, p.Lease())
 	if b.starting && p.Applied >= c.seq && b.rank == rankNone {
 		// It has replayed the fact before it served anybody, and owes no receipt.

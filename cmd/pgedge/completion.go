@@ -50,6 +50,39 @@ func (c completer) nodes(cmd *cobra.Command, args []string, prefix string) ([]st
 	})
 }
 
+// silentNodes and silentBoots offer what nodes forget takes.
+func (c completer) silentNodes(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.offerSilent(cmd, prefix, func(p revoke.Presence) string { return p.Node })
+}
+
+func (c completer) silentBoots(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return c.offerSilent(cmd, prefix, func(p revoke.Presence) string {
+		if len(args) > 0 && args[0] != p.Node {
+			return ""
+		}
+		return p.Boot + "\t" + p.Node
+	})
+}
+
+func (c completer) offerSilent(cmd *cobra.Command, prefix string, name func(revoke.Presence) string) ([]string, cobra.ShellCompDirective) {
+	return c.offer(cmd, nil, prefix, func(ctx context.Context, cl *cluster.Client) []string {
+		_, presences, _, err := cl.State(ctx)
+		if err != nil {
+			return nil
+		}
+		var names []string
+		for _, p := range presences {
+			if p.State != revoke.StateLeft && time.Since(p.Heard) > p.Lease() {
+				names = append(names, name(p))
+			}
+		}
+		return names
+	})
+}
+
 // blocked offers the principals that are revoked or suspended.
 func (c completer) blocked(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	return c.offer(cmd, args, prefix, func(ctx context.Context, cl *cluster.Client) []string {

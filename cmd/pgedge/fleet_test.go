@@ -49,6 +49,8 @@ func (e *fakeEngine) Cut(o revoke.Order) {
 }
 
 func (e *fakeEngine) Sessions(f cluster.SessionFilter) []revoke.SessionInfo {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	var out []revoke.SessionInfo
 	for _, s := range e.sessions {
 		if f.Match(s) {
@@ -62,7 +64,11 @@ func (e *fakeEngine) Freeze() {}
 func (e *fakeEngine) Thaw()   {}
 func (e *fakeEngine) Drop()   {}
 
-func (e *fakeEngine) SessionCount() int { return len(e.sessions) }
+func (e *fakeEngine) SessionCount() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.sessions)
+}
 
 // testFleet is one real node of a cluster, with a fake engine.
 type testFleet struct {
@@ -276,7 +282,7 @@ func TestEveryRoundOfAWatchInJSONHasItsNumberAndItsEnd(t *testing.T) {
 
 func TestTheLiveBootOfANodeIsListedFirst(t *testing.T) {
 	var out bytes.Buffer
-	a := &app{io: stdio{out: &out}, output: "text"}
+	a := &app{io: stdio{out: &out, err: io.Discard}, output: "text"}
 	boot := func(node, status, version string) cluster.NodeInfo {
 		return cluster.NodeInfo{Status: status, Presence: revoke.Presence{Node: node, Version: version}}
 	}

@@ -3,8 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -14,8 +14,6 @@ import (
 	"pgedge/cluster"
 	"pgedge/revoke"
 )
-
-const watchInterval = 2 * time.Second
 
 func (a *app) sessionsCommand() *cobra.Command {
 	var connect connectFlags
@@ -27,8 +25,10 @@ func (a *app) sessionsCommand() *cobra.Command {
 		Long: `List the live sessions, as every node reports them at this moment. Nodes that did not answer are named, and then
 the exit code is 4: the list is incomplete.
 
-With --watch and -o json every session carries the number of its round, and a line with the count ends the round:
-{"round":1,"at":"...","sessions":2,"missing":[]}.`,
+With --watch the list is drawn anew every second, until interrupted; the exit code is then 0. With -o json as well
+every round lists all sessions, each with its round and, when it was not in the round before, "new":true. A line ends
+the round: {"round":2,"at":"...","sessions":2,"ended":["edge-a-1f3k2"],"missing":[]}. Sessions of a node that is
+missing are neither listed nor ended. A round that could not be asked has "error" instead.`,
 		Example: "  pgedge sessions\n  pgedge sessions --principal alice --watch\n  pgedge sessions -o json | jq -r .id",
 		GroupID: groupLook,
 		Args:    noArgs,
@@ -44,7 +44,7 @@ With --watch and -o json every session carries the number of its round, and a li
 			if watch {
 				return a.watchSessions(cmd.Context(), client, filter)
 			}
-			return a.listSessions(cmd.Context(), client, filter, 0)
+			return a.listSessions(cmd.Context(), client, filter)
 		},
 	}
 	connect.register(cmd)
@@ -54,78 +54,28 @@ With --watch and -o json every session carries the number of its round, and a li
 	fs.StringVar(&filter.Role, "role", "", "only this Postgres role")
 	fs.StringVar(&filter.Database, "database", "", "only this database")
 	fs.StringVar(&filter.Node, "node", "", "only this node")
-	fs.BoolVarP(&watch, "watch", "w", false, "print again every two seconds, until interrupted")
+	fs.BoolVarP(&watch, "watch", "w", false, "draw the list anew every second, until interrupted")
 	for name, f := range map[string]completion{"principal": complete.principals, "role": complete.roles, "database": complete.databases, "node": complete.nodes} {
 		must(cmd.RegisterFlagCompletionFunc(name, f))
 	}
 	return cmd
 }
 
-// listSessions prints the list once. A round other than 0 is told in JSON, where one list follows another.
-func (a *app) listSessions(ctx context.Context, client *cluster.Client, filter cluster.SessionFilter, round int) error {
+// listSessions prints the list once.
+func (a *app) listSessions(ctx context.Context, client *cluster.Client, filter cluster.SessionFilter) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	sessions, missing, err := client.Sessions(ctx, filter)
 	if err != nil {
 		return err
 	}
-	if round > 0 && a.json() {
-		err = a.printRound(round, sessions, missing)
-	} else {
-		err = a.printSessions(sessions, missing)
-	}
-	if err != nil {
+	if err := a.printSessions(sessions, missing); err != nil {
 		return err
 	}
 	if len(missing) > 0 {
 		return exitSilently(exitUnproven)
 	}
 	return nil
-}
-
-func (a *app) watchSessions(ctx context.Context, client *cluster.Client, filter cluster.SessionFilter) error {
-	tick := time.NewTicker(watchInterval)
-	defer tick.Stop()
-	for round := 1; ; round++ {
-		if !a.json() && isTerminal(a.io.out) {
-			fmt.Fprint(a.io.out, "\x1b[H\x1b[2J")
-		}
-		var incomplete *codeError
-		if err := a.listSessions(ctx, client, filter, round); err != nil && !errors.As(err, &incomplete) {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// roundSessionJSON is a session of a round of --watch, roundJSON the line that ends the round.
-type roundSessionJSON struct {
-	Round int `json:"round"`
-	revoke.SessionInfo
-}
-
-type roundJSON struct {
-	Round    int       `json:"round"`
-	At       time.Time `json:"at"`
-	Sessions int       `json:"sessions"`
-	Missing  []string  `json:"missing"` // nodes without a complete answer
-}
-
-func (a *app) printRound(round int, sessions []revoke.SessionInfo, missing []string) error {
-	sortSessions(sessions)
-	for _, s := range sessions {
-		if err := a.printJSON(roundSessionJSON{round, s}); err != nil {
-			return err
-		}
-	}
-	return a.printJSON(roundJSON{round, time.Now().UTC(), len(sessions), append([]string{}, missing...)})
 }
 
 func sortSessions(sessions []revoke.SessionInfo) {
@@ -147,7 +97,12 @@ func (a *app) printSessions(sessions []revoke.SessionInfo, missing []string) err
 		}
 		return nil
 	}
-	t := newTable(a.io.out, "SESSION", "PRINCIPAL", "ROLE", "DATABASE", "STATE", "AGE", "IDLE", "CLIENT", "APPLICATION", "BACKEND")
+	return writeSessions(a.io.out, sessions)
+}
+
+// writeSessions writes the list for a person.
+func writeSessions(w io.Writer, sessions []revoke.SessionInfo) error {
+	t := newTable(w, "SESSION", "PRINCIPAL", "ROLE", "DATABASE", "STATE", "AGE", "IDLE", "CLIENT", "APPLICATION", "BACKEND")
 	for _, s := range sessions {
 		backend, idle := "", ""
 		if s.BackendPID != 0 {
@@ -161,6 +116,6 @@ func (a *app) printSessions(sessions []revoke.SessionInfo, missing []string) err
 	if err := t.flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.io.out, "%s\n", count(len(sessions), "session", "sessions"))
-	return nil
+	_, err := fmt.Fprintf(w, "%s\n", count(len(sessions), "session", "sessions"))
+	return err
 }

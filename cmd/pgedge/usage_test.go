@@ -68,6 +68,11 @@ func TestWrongUsageIsExitCodeTwo(t *testing.T) {
 		"nodes --context ../y":              "no name of a context",
 		"nodes drain edge-a":                "pgedge nodes drain: not supported in this version",
 		"receipts export --since 90d":       "not supported in this version",
+		"nodes forget":                      "exactly one NODE",
+		"nodes forget edge.a --yes":         "is no node id",
+		"nodes forget a --boot b!":          "is no boot id",
+		"nodes forget edge-a":               "needs --yes",
+		"sessions --watch alice":            "takes no argument",
 	} {
 		var out, errs bytes.Buffer
 		code := run(context.Background(), strings.Split(args, " "), stdio{in: strings.NewReader(""), out: &out, err: &errs})
