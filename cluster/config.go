@@ -57,6 +57,8 @@ type Config struct {
 	// OnWaiting is told why a start does not get on: NATS cannot be reached, or nobody has created the streams yet. It
 	// is called on Start's goroutine, once per reason. Default: nothing.
 	OnWaiting func(why string)
+	// Canary carries out drills. Default: the node says that it has no canary.
+	Canary Canary
 	// OnSuperseded is called once, on its own goroutine, when a younger boot of the same node id has announced
 	// itself. FatalC is closed as well. Default: nothing.
 	OnSuperseded func(boot string)
@@ -130,6 +132,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.OnStale == "" {
 		c.OnStale = onStaleServe
+	}
+	if c.Canary == nil {
+		c.Canary = noCanary{}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

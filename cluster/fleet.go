@@ -138,6 +138,15 @@ func (c *Client) ask(ctx context.Context, subject string, request []byte, only s
 		return nil, nil, fmt.Errorf("cannot read the journal: %w", err)
 	}
 	expected := c.liveBoots(only)
+	answers, missing, err = c.gather(ctx, subject, request, expected)
+	if only != "" && len(expected) == 0 {
+		missing = append(missing, only)
+	}
+	return answers, missing, err
+}
+
+// gather sends a query to all nodes and takes answers until every expected boot has answered or ctx ends.
+func (c *Client) gather(ctx context.Context, subject string, request []byte, expected map[string]string) (answers []*nodeAnswer, missing []string, err error) {
 	inbox := c.nc.NewInbox()
 	sub, err := c.nc.SubscribeSync(inbox)
 	if err != nil {
@@ -173,9 +182,6 @@ func (c *Client) ask(ctx context.Context, subject string, request []byte, only s
 		case a.complete():
 			answers = append(answers, a)
 		}
-	}
-	if only != "" && len(expected) == 0 {
-		missing = append(missing, only)
 	}
 	slices.Sort(missing)
 	slices.SortFunc(answers, func(a, b *nodeAnswer) int { return compareNodeBoot(a.node, a.boot, b.node, b.boot) })

@@ -71,6 +71,7 @@ func (n *Node) serveQueries() error {
 	}{
 		{"sessions", sessionsSubject, n.answerSessions},
 		{"nodes", nodesSubject, n.answerNodes},
+		{"drill", drillSubject, n.answerDrill},
 	} {
 		if err := svc.AddEndpoint(e.name, micro.HandlerFunc(e.handle), micro.WithEndpointSubject(e.subject)); err != nil {
 			return fmt.Errorf("cannot announce the query %s: %w", e.name, err)

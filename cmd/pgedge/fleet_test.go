@@ -79,6 +79,11 @@ type testFleet struct {
 
 func startFleet(t *testing.T, answer func(*revoke.Receipt) bool) *testFleet {
 	t.Helper()
+	return startFleetWith(t, answer, nil)
+}
+
+func startFleetWith(t *testing.T, answer func(*revoke.Receipt) bool, canary cluster.Canary) *testFleet {
+	t.Helper()
 	f := &testFleet{t: t, dir: t.TempDir(), eng: &fakeEngine{answer: answer, sessions: []revoke.SessionInfo{
 		{ID: "edge-a-1", Node: "edge-a", Principal: "alice", Role: "alice", Database: "app", Client: "10.0.0.1:5000", Application: "psql", State: "active", BackendPID: 7, Upstream: "db:5432", Since: time.Now()},
 		{ID: "edge-a-2", Node: "edge-a", Principal: "alice", Role: "alice", Database: "app", Client: "10.0.0.1:5001", Application: "evil\x1b[2J", State: "idle", Since: time.Now()},
@@ -86,7 +91,7 @@ func startFleet(t *testing.T, answer func(*revoke.Receipt) bool) *testFleet {
 	}}}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	node, err := cluster.Start(ctx, cluster.Config{Node: "edge-a", Version: "test", StateDir: f.dir}, f.eng)
+	node, err := cluster.Start(ctx, cluster.Config{Node: "edge-a", Version: "test", StateDir: f.dir, Canary: canary}, f.eng)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -154,6 +155,7 @@ func (n *runningNode) start(ctx context.Context) error {
 		NATS: natsAddress(cfg.Cluster), Credentials: natsCredentials(cfg.Cluster), Listen: cfg.Cluster.Listen,
 		Routes: natsRoutes(cfg.Cluster.Routes), Replicas: cfg.Cluster.Replicas, OnWaiting: n.setStage,
 		Heartbeat: cfg.Cluster.Heartbeat, Lease: cfg.Cluster.Lease, Freeze: cfg.Cluster.Freeze, OnStale: cfg.Cluster.OnStale,
+		Canary: n.newCanary(),
 		Logger: n.log, Metrics: n.metrics,
 	}, &n.late)
 	if err != nil {
@@ -247,6 +249,22 @@ func (n *runningNode) makeEngine(node *cluster.Node) error {
 		return errors.New("cannot start: more revocations arrived than a starting node can hold; start it again")
 	}
 	return nil
+}
+
+// newCanary is nil without a canary in the configuration.
+func (n *runningNode) newCanary() cluster.Canary {
+	if n.cfg.Drill.User == "" {
+		return nil
+	}
+	return &canary{cfg: n.cfg.Drill,
+		listens: func() []net.Addr {
+			if *n.stage.Load() != "" {
+				return nil // the engine is not there yet, or its listeners are not
+			}
+			return n.eng.Addrs()
+		},
+		applied: func() uint64 { return n.node.Load().Table().Applied() },
+	}
 }
 
 // engineConfig translates the part of the configuration that the engine knows.

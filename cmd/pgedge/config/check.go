@@ -31,6 +31,7 @@ func (l *loader) check() {
 	for _, name := range sortedNames(c.Databases) {
 		l.checkDatabase(name, c.Databases[name])
 	}
+	l.checkDrill()
 	l.checkExposure()
 	l.checkCluster()
 }
@@ -56,6 +57,34 @@ func (l *loader) checkDatabase(name string, d Database) {
 	}
 }
 
+// checkDrill wants the canary whole or not at all.
+func (l *loader) checkDrill() {
+	d := l.cfg.Drill
+	switch {
+	case d.User == "" && d.Database == "" && d.passwordFile == "":
+		return
+	case d.User == "":
+		at, ok := l.placed["drill.password_file"]
+		if !ok {
+			at = l.placed["drill.database"]
+		}
+		l.errorf(at, "drill", "has no user")
+	case d.Database == "":
+		l.errorf(l.placed["drill.user"], "drill", "has a user but no database to log in to")
+	}
+	if _, ok := l.cfg.Databases[d.Database]; !ok && d.Database != "" && len(l.cfg.Databases) > 0 {
+		if _, any := l.cfg.Databases["*"]; !any {
+			l.errorf(l.placed["drill.database"], "drill.database", "%s is not one of databases", d.Database)
+		}
+	}
+	for _, name := range sortedNames(l.cfg.Databases) {
+		if db := l.cfg.Databases[name]; d.User != "" && db.controlUser() == d.User {
+			l.errorf(l.placed["drill.user"], "drill.user", "%s is the control role of databases.%s: the canary is revoked in every drill, and must be nobody else", d.User, name)
+			return
+		}
+	}
+}
+
 // upstreamProblem reports each error of a joined one by itself, in the place of the upstream and without its secrets.
 func (l *loader) upstreamProblem(d Database, key string, err error) {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
@@ -69,12 +98,14 @@ func (l *loader) upstreamProblem(d Database, key string, err error) {
 }
 
 // HasControl reports whether a control role is configured.
-func (d Database) HasControl() bool {
+func (d Database) HasControl() bool { return d.controlUser() != "" }
+
+func (d Database) controlUser() string {
 	if d.ControlUser != "" {
-		return true
+		return d.ControlUser
 	}
-	user, _, _, ok := splitUserinfo(d.Upstream.Reveal())
-	return ok && user != ""
+	user, _, _, _ := splitUserinfo(d.Upstream.Reveal())
+	return user
 }
 
 // checkExposure warns of listeners that others can reach while this version speaks no TLS to clients.
@@ -144,6 +175,9 @@ func (c *Config) Summary(w io.Writer) {
 	row("sessions", "%s, per principal %s", orWord(c.Limits.MaxSessions, "as many as descriptors allow"), orWord(c.Limits.PerPrincipal, "no limit"))
 	row("timeouts", "idle %s, idle in transaction %s, session %s, drain %s", orNever(c.Timeouts.IdleSession),
 		orNever(c.Timeouts.IdleInTransaction), orNever(c.Timeouts.SessionMax), shortDuration(c.Timeouts.Drain))
+	if c.Drill.User != "" {
+		row("drill", "canary %s in database %s", c.Drill.User, c.Drill.Database)
+	}
 	row("audit", "%s", orOff(c.Audit.File))
 }
 

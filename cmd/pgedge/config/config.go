@@ -27,6 +27,7 @@ type Config struct {
 	Databases map[string]Database
 	Cluster   Cluster
 	Audit     Audit
+	Drill     Drill
 }
 
 // Limits bound what clients may use up.
@@ -119,6 +120,18 @@ func (r Routes) Enabled() bool { return r.Listen != "" || len(r.Peers) > 0 }
 type Audit struct {
 	// File is a path for JSON lines; "" writes none.
 	File string
+}
+
+// Drill is the canary: a user that exists to be revoked by pgedge drill, as proof that the path works.
+type Drill struct {
+	// User is the role that the node logs in as, through its own listeners; "" means that there is no canary.
+	User string
+	// Password is read from drill.password_file.
+	Password Secret
+	// Database is what the canary asks for.
+	Database string
+
+	passwordFile string
 }
 
 // Embedded reports whether this node runs its own NATS server.

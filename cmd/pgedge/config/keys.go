@@ -145,6 +145,10 @@ var rootKeys = []key[Config]{
 	onlyKey[Config]("audit.stream", []string{"true", "false"}, "false"),
 	onlyKey[Config]("audit.queries", []string{"off", "fingerprint", "text"}, "off"),
 
+	textKey("drill.user", func(c *Config) *string { return &c.Drill.User }, parseName),
+	textKey("drill.password_file", func(c *Config) *string { return &c.Drill.passwordFile }, parsePath),
+	textKey("drill.database", func(c *Config) *string { return &c.Drill.Database }, parseName),
+
 	laterUnlessEmpty[Config]("identity.github"),
 	laterUnlessEmpty[Config]("identity.scim"),
 	laterUnlessEmpty[Config]("identity.signals"),

@@ -183,17 +183,24 @@ func (l *loader) fillIn() {
 		if d.passwordFile == "" {
 			continue
 		}
-		full := "databases." + name + ".control.password_file"
-		secret, warning, err := readSecretFile(l.beside(d.passwordFile))
-		if err != nil {
-			l.fail(d.placed["control.password_file"], full, err)
-		}
-		if warning != "" {
-			l.warnf(d.placed["control.password_file"], full, "%s", warning)
-		}
-		d.ControlPassword = secret
+		d.ControlPassword = l.readSecret(d.placed["control.password_file"], "databases."+name+".control.password_file", d.passwordFile)
 		l.cfg.Databases[name] = d
 	}
+	if path := l.cfg.Drill.passwordFile; path != "" {
+		l.cfg.Drill.Password = l.readSecret(l.placed["drill.password_file"], "drill.password_file", path)
+	}
+}
+
+// readSecret reads the file that a key names, relative to the configuration.
+func (l *loader) readSecret(at place, key, path string) Secret {
+	secret, warning, err := readSecretFile(l.beside(path))
+	if err != nil {
+		l.fail(at, key, err)
+	}
+	if warning != "" {
+		l.warnf(at, key, "%s", warning)
+	}
+	return secret
 }
 
 // beside resolves a path that stands in the file: a relative one begins where the file is.

@@ -22,6 +22,7 @@ func NeedsRestart(old, now *Config) []string {
 	differ("limits.max_logins", old.Limits.MaxLogins, now.Limits.MaxLogins)
 	differ("cluster", old.Cluster, now.Cluster)
 	differ("audit.file", old.Audit, now.Audit)
+	differ("drill", old.Drill, now.Drill)
 	names := append(sortedNames(old.Databases), sortedNames(now.Databases)...)
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {

@@ -253,3 +253,11 @@ func defaultNode() (string, error) {
 	}
 	return h, nil
 }
+
+// parseName takes the name of a role or a database, as a startup packet can hold it.
+func parseName(s string) (string, error) {
+	if s == "" || len(s) > maxNameBytes || strings.ContainsRune(s, 0) {
+		return "", fmt.Errorf("must have 1 to %d bytes", maxNameBytes)
+	}
+	return s, nil
+}
