@@ -109,7 +109,7 @@ const (
 	inboxAnybody  = "_INBOX"
 )
 
-func inboxOfNode(id string) string { return "_INBOX_pgedge_node_" + id }
+func inboxOfNode(id string) string { return "_INBOX_pgedge_node." + id }
 
 // commandLineInboxes are tried in this order by a command that was not told its inbox. The first one that it may use
 // says which permission set its user has.

@@ -28,6 +28,11 @@ func natsServer(t testing.TB, text string) *server.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return runServer(t, opts)
+}
+
+func runServer(t testing.TB, opts *server.Options) *server.Server {
+	t.Helper()
 	opts.NoSigs, opts.NoLog = true, true
 	srv, err := server.NewServer(opts)
 	if err != nil {
