@@ -35,7 +35,7 @@ demo: ## watch a revoked user's running UPDATE be stopped (needs Postgres; insta
 
 .PHONY: test
 test: ## vet and all tests with the race detector, against a real Postgres (PKG=./engine/ TESTFLAGS='-run X -v')
-	@tools/need.sh postgres cc
+	@tools/need.sh postgres cc spin
 	$(GO) vet $(PKG)
 	@race=-race; \
 	if ! tools/race-ok.sh; then race=; echo "test: cgo is off or there is no working C compiler, so the race detector is OFF"; fi; \
@@ -59,6 +59,11 @@ build: ## build bin/pgedge
 run: build ## run a node in front of UPSTREAM=postgres://control:secret@host:5432
 	@if [ -z "$(UPSTREAM)" ]; then echo "run: say which server: make run UPSTREAM=postgres://host:5432" >&2; exit 2; fi
 	bin/pgedge serve --upstream '$(UPSTREAM)'
+
+.PHONY: model
+model: ## check the model of the protocol in docs/model with spin, and that it sees what is broken on purpose
+	@tools/need.sh spin cc
+	@tools/model.sh
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s) each

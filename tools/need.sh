@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Usage: tools/need.sh THING...     THING: make postgres cc pgbouncer haproxy
+# Usage: tools/need.sh THING...     THING: make postgres cc spin pgbouncer haproxy
 #
 # Checks that each thing is on this machine. What is missing is installed with apt-get where that is allowed
 # (root, or sudo without a password); otherwise it says what to do and exits 1. A C compiler is only wished for:
-# without one the tests run without the race detector.
+# without one the tests run without the race detector. So is spin: without it the model of the protocol is not
+# checked, and its test says so.
 set -euo pipefail
 exec </dev/null
 
@@ -36,6 +37,8 @@ have() {
 	esac
 }
 
+wished_for() { [ "$1" = cc ] || [ "$1" = spin ]; }
+
 packages_for() {
 	case $1 in
 	postgres) echo postgresql ;;
@@ -51,7 +54,7 @@ for thing in "$@"; do
 		echo "need: $thing is missing on this machine"
 		read -ra more <<<"$(packages_for "$thing")"
 		packages+=("${more[@]}")
-		[ "$thing" = cc ] || hard=1
+		wished_for "$thing" || hard=1
 	fi
 done
 [ ${#packages[@]} -gt 0 ] || exit 0
@@ -76,7 +79,7 @@ export DEBIAN_FRONTEND=noninteractive
 "${as_root[@]}" apt-get update -q
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}"
 for thing in "$@"; do
-	if [ "$thing" != cc ] && ! have "$thing"; then
+	if ! wished_for "$thing" && ! have "$thing"; then
 		echo "need: $thing is still missing after the installation" >&2
 		exit 1
 	fi

@@ -62,6 +62,7 @@ var table = []row{
 		"starts a server for tests, demo and bench, so it knows nothing of pgedge"},
 	{"internal/pgtest", []string{"internal/pgserver"}, []string{pgx},
 		"a test kit that knew the code under test could hide its faults"},
+	{"docs/model", nil, nil, "runs the checker on the model; what the code does is the simulation's business"},
 	{"internal/archtest", nil, nil, "reads the source of everything and needs none of it"},
 }
 
