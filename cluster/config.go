@@ -59,6 +59,11 @@ type Config struct {
 	OnWaiting func(why string)
 	// Canary carries out drills. Default: the node says that it has no canary.
 	Canary Canary
+	// Cancel carries out a cancel request that another node has forwarded, a packet as it came from its client, and
+	// reports whether its key is one of this node's. It is called from several goroutines and may take seconds.
+	// Default: this node takes none.
+	Cancel func(request []byte) (known bool)
+
 	// OnSuperseded is called once, on its own goroutine, when a younger boot of the same node id has announced
 	// itself. FatalC is closed as well. Default: nothing.
 	OnSuperseded func(boot string)

@@ -25,6 +25,7 @@ type nodeMetrics struct {
 	heartbeats        *metrics.Counter
 	heartbeatFailures *metrics.Counter
 	reloads           *metrics.Counter
+	cancelsReceived   *metrics.Counter
 
 	receiptsStored  *metrics.Counter
 	receiptsRetried *metrics.Counter
@@ -57,6 +58,7 @@ func newNodeMetrics(set *metrics.Set, n *Node) *nodeMetrics {
 		factsStoreError:   set.GetOrCreateCounter(`pgedge_facts_store_failures_total`),
 		heartbeats:        set.GetOrCreateCounter(`pgedge_heartbeats_total`),
 		heartbeatFailures: set.GetOrCreateCounter(`pgedge_heartbeat_failures_total`),
+		cancelsReceived:   set.GetOrCreateCounter(`pgedge_cancels_received_total`),
 		reloads:           set.GetOrCreateCounter(`pgedge_journal_reloads_total`),
 		receiptsStored:    set.GetOrCreateCounter(`pgedge_receipts_stored_total`),
 		receiptsRetried:   set.GetOrCreateCounter(`pgedge_receipts_retried_total`),

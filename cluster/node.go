@@ -50,6 +50,7 @@ type Node struct {
 	rejects  chan rejection
 	service  micro.Service
 	subs     []*nats.Subscription
+	cancels  cancelIntake
 
 	ctx       context.Context // ends when the node stops
 	cancel    context.CancelFunc
@@ -253,7 +254,7 @@ func (n *Node) onAsyncError(sub *nats.Subscription, err error) {
 	if n.repeats.allow(subject+" "+err.Error(), now, repeatEvery) {
 		n.log.Warn("NATS reports an error", "subject", subject, "error", err)
 	}
-	if errors.Is(err, nats.ErrSlowConsumer) {
+	if errors.Is(err, nats.ErrSlowConsumer) && subject != cancelSubject(n.cfg.Node) {
 		n.reload("messages were dropped")
 	}
 }

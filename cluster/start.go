@@ -40,6 +40,7 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 		fatalC:    make(chan struct{}),
 		beatNow:   make(chan struct{}, 1),
 		rights:    newRights(true),
+		cancels:   newCancelIntake(),
 	}
 	n.setState(revoke.StateStarting)
 	defer func() {
@@ -184,6 +185,9 @@ func (n *Node) run(ctx context.Context) error {
 			return fmt.Errorf("cannot subscribe to %s: %w", subject, err)
 		}
 		n.subs = append(n.subs, sub)
+	}
+	if err := n.takeCancels(); err != nil {
+		return err
 	}
 	if err := n.nc.FlushTimeout(followRequestTimeout); err != nil {
 		return fmt.Errorf("cannot subscribe to the fast path: %w", err)

@@ -53,6 +53,15 @@ func parseCancelRequest(body []byte) (CancelKey, error) {
 	return newCancelKey(body[4:cancelHeaderLength], secret), nil
 }
 
+// ParseCancelPacket reads a whole CancelRequest packet, as AppendCancelRequest makes it, and nothing else.
+func ParseCancelPacket(p []byte) (CancelKey, error) {
+	if len(p) < lengthWord+cancelHeaderLength || uint64(binary.BigEndian.Uint32(p)) != uint64(len(p)) ||
+		binary.BigEndian.Uint32(p[lengthWord:]) != cancelRequestCode {
+		return CancelKey{}, &StartupError{Message: "not a cancel request packet"}
+	}
+	return parseCancelRequest(p[lengthWord:])
+}
+
 // newCancelKey copies a key out of a message.
 func newCancelKey(pid, secret []byte) CancelKey {
 	return CancelKey{PID: binary.BigEndian.Uint32(pid), Secret: append([]byte(nil), secret...)}

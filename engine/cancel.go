@@ -1,47 +1,76 @@
 package engine
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"hash/fnv"
 	"sync"
-	"time"
 
 	"pgedge/codec"
 )
 
-// cancelTable gives out cancel keys of pgedge's own and finds the session behind one. The process id carries a tag
-// of the node in its upper half, so that another node can tell whose key it is; it stays positive, since drivers
-// take it for a signed number.
+// cancelTable gives out cancel keys of pgedge's own and finds the session behind one. A key says which node gave it
+// out, since a load balancer sends the cancel request to any of them. The process id carries a tag of the node in its
+// upper half; it stays positive, since drivers take it for a signed number. Two nodes may share a tag: then both are
+// asked, and the secret decides. The longer secrets of protocol 3.2 name the node behind their random bytes.
 type cancelTable struct {
-	tag uint32
+	node string
+	tag  uint32 // already in its place
 
 	mu       sync.Mutex
 	sessions map[uint32]*session
 	next     uint16
 }
 
-// secretLength32 is what Postgres 18 gives out in protocol 3.2.
-const secretLength32 = 32
+// randomLength32 is how many random bytes begin a secret of protocol 3.2, as many as Postgres 18 gives out. With the
+// longest node id behind them more than half of MaxSecretLength is left for others to add to.
+const randomLength32 = 32
+
+// tagShift is where the tag begins in a process id: 15 bits of tag, 16 bits of number.
+const tagShift = 16
 
 var errNoCancelKey = errors.New("no cancel key is left")
 
 func newCancelTable(node string) *cancelTable {
+	return &cancelTable{node: node, tag: nodeTag(node) << tagShift, sessions: make(map[uint32]*session)}
+}
+
+// nodeTag spreads node ids over 1 to 0x7fff. It is the same in every version: nodes of a fleet are upgraded one by one.
+func nodeTag(node string) uint32 {
 	h := fnv.New32a()
 	h.Write([]byte(node))
-	tag := h.Sum32() & 0x7fff
-	return &cancelTable{tag: max(tag, 1) << 16, sessions: make(map[uint32]*session)}
+	return max(h.Sum32()&0x7fff, 1)
+}
+
+// ownerOf tells which other nodes may have given out a key that this one has not.
+func (t *cancelTable) ownerOf(key codec.CancelKey) func(node string) bool {
+	var owner string
+	switch n := len(key.Secret); {
+	case n > randomLength32:
+		owner = string(key.Secret[randomLength32:])
+	case n != codec.SecretLength30:
+		return nil
+	}
+	if owner == t.node {
+		return nil
+	}
+	tag := key.PID >> tagShift
+	return func(node string) bool {
+		return node != t.node && nodeTag(node) == tag && (owner == "" || owner == node)
+	}
 }
 
 // issue gives s a key, of the length that minor, the protocol version spoken with the client, allows.
 func (t *cancelTable) issue(s *session, minor uint16) error {
 	n := codec.SecretLength30
 	if minor >= 2 {
-		n = secretLength32
+		n = randomLength32
 	}
-	key := codec.CancelKey{Secret: make([]byte, n)}
+	key := codec.CancelKey{Secret: make([]byte, n, n+len(t.node))}
 	rand.Read(key.Secret) // never fails
+	if minor >= 2 {
+		key.Secret = append(key.Secret, t.node...)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for range 1 << 16 {
@@ -73,33 +102,4 @@ func (t *cancelTable) find(key codec.CancelKey) *session {
 		return s
 	}
 	return nil
-}
-
-// cancelTimeout bounds the connection that carries a cancel request to the server.
-const cancelTimeout = 5 * time.Second
-
-// relayCancel passes a client's cancel request on and returns when the server has taken note of it; the client's
-// own connection is closed only then, as libpq expects. There is never an answer.
-func (e *Engine) relayCancel(key codec.CancelKey) {
-	s := e.cancels.find(key)
-	if s == nil {
-		e.metrics.cancelsUnknown.Inc()
-		return
-	}
-	select {
-	case e.cancelling <- struct{}{}:
-		defer func() { <-e.cancelling }()
-	default:
-		e.metrics.cancelsDropped.Inc() // a storm of them; the client asks again
-		return
-	}
-	if s.cutNow() {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), cancelTimeout)
-	defer cancel()
-	e.metrics.cancels.Inc()
-	if err := s.entry.upstream.sendCancel(ctx, s.link, s.key); err != nil {
-		e.log.Warn("cannot relay a cancel request", "session", s.id, "error", err)
-	}
 }

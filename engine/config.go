@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,11 @@ type Config struct {
 	// FreezeInTransaction is how long a frozen session inside a transaction is kept: it may hold locks that others
 	// wait for; default 5 s.
 	FreezeInTransaction time.Duration
+
+	// ForwardCancel hands a cancel request, a packet as it came from the client, to the other nodes whose ids owner
+	// accepts and returns when one of them has carried it out, none knows its key, or ctx has ended. err says that a
+	// node could not be asked. nil func: there are no other nodes.
+	ForwardCancel func(ctx context.Context, owner func(node string) bool, request []byte) (known bool, err error)
 
 	OnReceipt func(revoke.Receipt) // called from the engine's own goroutines, never from a loop; must not block
 	OnAudit   func(AuditEvent)     // called from any goroutine, loops included; must not block

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
+	"golang.org/x/time/rate"
 
 	"pgedge/revoke"
 )
@@ -43,6 +44,8 @@ type Engine struct {
 	slots      chan struct{} // one per accepted socket, refusals and cancel requests included
 	loginSlots chan struct{} // logins that talk to a backend
 	cancelling chan struct{} // cancel requests under way
+	guesses    *guessLimits
+	forwards   *rate.Limiter // cancel requests for other nodes
 	admitted   atomic.Int64
 	nextID     atomic.Uint64
 	draining   atomic.Bool
@@ -86,6 +89,8 @@ func New(cfg Config) (*Engine, error) {
 		slots:      make(chan struct{}, capacity.sessions+capacity.refusals),
 		loginSlots: make(chan struct{}, cfg.Limits.MaxLogins),
 		cancelling: make(chan struct{}, maxCancelling),
+		guesses:    newGuessLimits(),
+		forwards:   rate.NewLimiter(forwardRate, forwardBurst),
 		done:       make(chan struct{}),
 		stopping:   make(chan struct{}),
 	}

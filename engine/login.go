@@ -70,7 +70,7 @@ func (e *Engine) runLogin(ctx context.Context, s *session, front *wire, reader *
 		return lerr
 	}
 	if pkt.Kind == codec.PacketCancelRequest {
-		e.relayCancel(pkt.Cancel)
+		e.relayCancel(s.client, pkt.Cancel)
 		return fail(ReasonCancelRequest, nil)
 	}
 	if lerr := e.register(s, pkt); lerr != nil {

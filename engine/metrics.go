@@ -14,41 +14,47 @@ var latencyBounds = []float64{.00005, .0001, .0002, .0005, .001, .002, .005, .01
 
 // engineMetrics are all metrics of the engine. No label ever holds a principal, a role or an address.
 type engineMetrics struct {
-	set             *metrics.Set
-	bytesIn         *metrics.Counter
-	bytesOut        *metrics.Counter
-	transactions    *metrics.Counter
-	bytesAfterCut   *metrics.Counter
-	bugs            *metrics.Counter
-	acceptErrors    *metrics.Counter
-	cancels         *metrics.Counter
-	cancelsUnknown  *metrics.Counter
-	cancelsDropped  *metrics.Counter
-	verifyTimeouts  *metrics.Counter
-	loginSeconds    *metrics.PrometheusHistogram
-	cutSeconds      *metrics.PrometheusHistogram
-	closedSeconds   *metrics.PrometheusHistogram
-	verifiedSeconds *metrics.PrometheusHistogram
-	pausedSides     atomic.Int64
+	set                *metrics.Set
+	bytesIn            *metrics.Counter
+	bytesOut           *metrics.Counter
+	transactions       *metrics.Counter
+	bytesAfterCut      *metrics.Counter
+	bugs               *metrics.Counter
+	acceptErrors       *metrics.Counter
+	cancels            *metrics.Counter
+	cancelsForwarded   *metrics.Counter
+	cancelsIdle        *metrics.Counter
+	cancelsUnreachable *metrics.Counter
+	cancelsUnknown     *metrics.Counter
+	cancelsDropped     *metrics.Counter
+	verifyTimeouts     *metrics.Counter
+	loginSeconds       *metrics.PrometheusHistogram
+	cutSeconds         *metrics.PrometheusHistogram
+	closedSeconds      *metrics.PrometheusHistogram
+	verifiedSeconds    *metrics.PrometheusHistogram
+	pausedSides        atomic.Int64
 }
 
 func newEngineMetrics(set *metrics.Set) *engineMetrics {
 	m := &engineMetrics{
-		set:             set,
-		bytesIn:         set.NewCounter(`pgedge_bytes_total{direction="in"}`),
-		bytesOut:        set.NewCounter(`pgedge_bytes_total{direction="out"}`),
-		transactions:    set.NewCounter(`pgedge_transactions_total`),
-		bytesAfterCut:   set.NewCounter(`pgedge_bytes_after_cut_total`),
-		bugs:            set.NewCounter(`pgedge_bugs_total`),
-		acceptErrors:    set.NewCounter(`pgedge_accept_errors_total`),
-		cancels:         set.NewCounter(`pgedge_cancels_total{result="relayed"}`),
-		cancelsUnknown:  set.NewCounter(`pgedge_cancels_total{result="unknown"}`),
-		cancelsDropped:  set.NewCounter(`pgedge_cancels_total{result="dropped"}`),
-		verifyTimeouts:  set.NewCounter(`pgedge_revocation_timeouts_total`),
-		loginSeconds:    set.NewPrometheusHistogramExt(`pgedge_login_seconds`, latencyBounds),
-		cutSeconds:      set.NewPrometheusHistogramExt(`pgedge_revocation_cut_seconds`, latencyBounds),
-		closedSeconds:   set.NewPrometheusHistogramExt(`pgedge_revocation_closed_seconds`, latencyBounds),
-		verifiedSeconds: set.NewPrometheusHistogramExt(`pgedge_revocation_verified_seconds`, latencyBounds),
+		set:                set,
+		bytesIn:            set.NewCounter(`pgedge_bytes_total{direction="in"}`),
+		bytesOut:           set.NewCounter(`pgedge_bytes_total{direction="out"}`),
+		transactions:       set.NewCounter(`pgedge_transactions_total`),
+		bytesAfterCut:      set.NewCounter(`pgedge_bytes_after_cut_total`),
+		bugs:               set.NewCounter(`pgedge_bugs_total`),
+		acceptErrors:       set.NewCounter(`pgedge_accept_errors_total`),
+		cancels:            set.NewCounter(`pgedge_cancels_total{result="relayed"}`),
+		cancelsForwarded:   set.NewCounter(`pgedge_cancels_total{result="forwarded"}`),
+		cancelsIdle:        set.NewCounter(`pgedge_cancels_total{result="idle"}`),
+		cancelsUnreachable: set.NewCounter(`pgedge_cancels_total{result="unreachable"}`),
+		cancelsUnknown:     set.NewCounter(`pgedge_cancels_total{result="unknown"}`),
+		cancelsDropped:     set.NewCounter(`pgedge_cancels_total{result="dropped"}`),
+		verifyTimeouts:     set.NewCounter(`pgedge_revocation_timeouts_total`),
+		loginSeconds:       set.NewPrometheusHistogramExt(`pgedge_login_seconds`, latencyBounds),
+		cutSeconds:         set.NewPrometheusHistogramExt(`pgedge_revocation_cut_seconds`, latencyBounds),
+		closedSeconds:      set.NewPrometheusHistogramExt(`pgedge_revocation_closed_seconds`, latencyBounds),
+		verifiedSeconds:    set.NewPrometheusHistogramExt(`pgedge_revocation_verified_seconds`, latencyBounds),
 	}
 	for r := reasonNone + 1; r < reasonCount; r++ {
 		m.set.GetOrCreateCounter(`pgedge_closes_total{reason="` + r.String() + `"}`)

@@ -126,7 +126,7 @@ func TestWireCancelGoesToTheServerUnderItsOwnKeyOnly(t *testing.T) {
 		c.hold()
 	})
 	n := through(t, f.addr, nil)
-	for version, length := range map[uint32]int{version30: 4, version30 + 2: secretLength32} {
+	for version, length := range map[uint32]int{version30: 4, version30 + 2: randomLength32 + len("edge-t")} {
 		c := dialPlain(t, "tcp", n.addr)
 		c.send(startupVersion(version, "user", "u", "database", "d"))
 		var key codec.CancelKey

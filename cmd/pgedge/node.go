@@ -156,6 +156,7 @@ func (n *runningNode) start(ctx context.Context) error {
 		Routes: natsRoutes(cfg.Cluster.Routes), Replicas: cfg.Cluster.Replicas, OnWaiting: n.setStage,
 		Heartbeat: cfg.Cluster.Heartbeat, Lease: cfg.Cluster.Lease, Freeze: cfg.Cluster.Freeze, OnStale: cfg.Cluster.OnStale,
 		Canary: n.newCanary(),
+		Cancel: n.late.Cancel,
 		Logger: n.log, Metrics: n.metrics,
 	}, &n.late)
 	if err != nil {
@@ -234,6 +235,7 @@ func (n *runningNode) makeEngine(node *cluster.Node) error {
 		}
 		return nil
 	}
+	cfg.ForwardCancel = node.ForwardCancel
 	cfg.OnReceipt = node.PublishReceipt
 	if n.trail != nil {
 		cfg.OnAudit = func(e engine.AuditEvent) { n.trail.Record(auditRecord(e)) }

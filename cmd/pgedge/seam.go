@@ -19,6 +19,7 @@ type dataPlane interface {
 	Cut(revoke.Order)
 	Sessions(keep func(revoke.SessionInfo) bool) []revoke.SessionInfo
 	SessionCount() int
+	CarryOutCancel(request []byte) (known bool)
 	Freeze()
 	Thaw()
 	Drop()
@@ -84,6 +85,12 @@ func (l *lateEngine) SessionCount() int {
 		return 0
 	}
 	return e.SessionCount()
+}
+
+// Cancel carries out what another node has forwarded. Without an engine nobody has been given a key yet.
+func (l *lateEngine) Cancel(request []byte) (known bool) {
+	e := l.engine()
+	return e != nil && e.CarryOutCancel(request)
 }
 
 // Freeze, Thaw and Drop implement cluster.Engine. Without an engine there is no session yet.

@@ -14,9 +14,12 @@ type recorder struct{ keys []string }
 
 func (r *recorder) Cut(o revoke.Order) { r.keys = append(r.keys, o.Key) }
 func (r *recorder) SessionCount() int  { return 3 }
-func (r *recorder) Freeze()            {}
-func (r *recorder) Thaw()              {}
-func (r *recorder) Drop()              {}
+func (r *recorder) CarryOutCancel([]byte) bool {
+	return false
+}
+func (r *recorder) Freeze() {}
+func (r *recorder) Thaw()   {}
+func (r *recorder) Drop()   {}
 func (r *recorder) Sessions(func(revoke.SessionInfo) bool) []revoke.SessionInfo {
 	return make([]revoke.SessionInfo, 3)
 }

@@ -30,6 +30,7 @@ type served struct {
 	cmd   *exec.Cmd
 	lines chan map[string]any
 	seen  []string
+	admin string // URL, where the test has asked for it
 }
 
 func startServe(t *testing.T, args ...string) *served {

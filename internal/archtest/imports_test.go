@@ -45,7 +45,7 @@ var table = []row{
 		"bytes in, messages out: with sockets or state it could not be fuzzed and replayed at every split"},
 	{"engine", []string{"revoke", "codec"}, []string{gnet, pgx, metrics, sys, rate},
 		"the only package that knows gnet; it declares what it needs of journal, audit and authentication as interfaces"},
-	{"cluster", []string{"revoke"}, []string{natsClient, natsServer, nuid, ulid, metrics, sys},
+	{"cluster", []string{"revoke"}, []string{natsClient, natsServer, nuid, ulid, metrics, sys, rate},
 		"the only package that knows NATS; it carries the state machine of revoke and decides nothing itself"},
 	{"identity", []string{"revoke"}, []string{metrics, rate},
 		"outside events become facts and nothing else"},
