@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,7 +24,7 @@ func (n *Node) handle(received time.Time, ev revoke.Event) {
 		received = n.lastNow
 	}
 	n.lastNow = received
-	commands := n.proto.Handle(received, ev)
+	commands := n.proto.Handle(received, n.clock.read(), ev)
 	// The table comes before the cuts: a login that registers now sees the new one, an earlier one is cut.
 	n.table.Store(n.proto.Table())
 	for _, c := range commands {
@@ -45,11 +44,14 @@ func (n *Node) carryOut(c revoke.Command) {
 	case revoke.ReadyCommand:
 		n.replayed = true
 		n.log.Info("the journal has been replayed", "seq", n.proto.Table().Applied())
-		n.checkReady()
 	case revoke.ReloadCommand:
 		n.reload(c.Why)
 	case revoke.PresenceCommand:
 		n.onPresence(c.Presence)
+	case revoke.HeartbeatCommand:
+		n.dueBeat = c
+	default:
+		n.carryOutLease(c)
 	}
 }
 
@@ -71,23 +73,27 @@ func (n *Node) onFastMessage(m *nats.Msg) {
 	n.syncCounters()
 }
 
-// onJournalStart begins an incarnation of the journal's consumer. It refuses another stream than the one read so far:
-// its positions would be compared with those of the old one, and a revocation with a low position would cut nobody.
+// onJournalStart begins an incarnation of the journal's consumer. It refuses a stream that would not keep what it is
+// given; whether it is the stream that was read so far is for the state machine to decide.
 func (n *Node) onJournalStart(start followStart) error {
-	if id := identityInDomain(n.streamID, start.Stream); id != n.streamID {
-		err := fmt.Errorf("%w: was %s, is %s", ErrJournalReplaced, n.streamID, id)
-		n.die(err)
+	if diff := streamDifferences(start.Stream.Config, journalConfig(n.cfg.Replicas)); len(diff) > 0 {
+		return streamDiffers(journalConfig(n.cfg.Replicas), diff)
+	}
+	domain, err := n.readDomain()
+	if err != nil {
 		return err
 	}
 	n.pending.Store(start.Pending)
 	now := time.Now()
-	n.handle(now, revoke.JournalReset{})
+	n.handle(now, revoke.JournalReset{Stream: streamIdentity(start.Stream, domain)})
 	if start.Pending == 0 {
 		n.handle(now, revoke.JournalEmpty{})
 	}
 	select {
 	case <-n.consuming:
 		n.m.reloads.Inc()
+		// What the journal does with the next heartbeat tells whether it is the same stream.
+		n.beatSoon()
 	default:
 		close(n.consuming)
 	}
@@ -96,9 +102,6 @@ func (n *Node) onJournalStart(start followStart) error {
 
 func (n *Node) onJournalMessage(d delivery) {
 	n.pending.Store(d.Pending)
-	if strings.HasPrefix(d.Subject, nodePrefix) {
-		n.beat.delivered(d.Subject, n.ownSubject(), d.Seq)
-	}
 	n.handle(time.Now(), revoke.JournalMessage{
 		Subject: d.Subject,
 		MsgID:   d.MsgID,
@@ -118,11 +121,7 @@ func (n *Node) onPresence(p revoke.Presence) {
 	if p.Node != n.cfg.Node {
 		return
 	}
-	switch {
-	case p.Boot == n.cfg.Boot:
-		n.beat.back(p.N)
-		n.checkReady()
-	case p.Boot > n.cfg.Boot && p.State != revoke.StateLeft:
+	if p.Boot > n.cfg.Boot && p.State != revoke.StateLeft {
 		// Two processes with one id would answer for each other: the older one gives way.
 		n.supersede(p.Boot)
 	}
@@ -138,22 +137,6 @@ func (n *Node) supersede(boot string) {
 	if n.cfg.OnSuperseded != nil {
 		go n.cfg.OnSuperseded(boot)
 	}
-}
-
-// checkReady is called with mu held.
-func (n *Node) checkReady() {
-	if n.replayed && n.beat.hasComeBack() && n.isReady.CompareAndSwap(false, true) {
-		if n.State() == revoke.StateStarting {
-			n.SetState(revoke.StateServing)
-		}
-		close(n.readyC)
-	}
-}
-
-func (n *Node) hasReplayed() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.replayed
 }
 
 func (n *Node) appliedSeq() uint64 { return n.Table().Applied() }

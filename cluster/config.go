@@ -111,9 +111,8 @@ const (
 	minHeartbeat     = 100 * time.Millisecond
 	maxHeartbeat     = time.Minute
 	defaultLease     = 20 * time.Second
+	defaultFreeze    = 30 * time.Second
 	defaultListen    = "127.0.0.1:0"
-
-	onStaleServe = "serve"
 )
 
 // nodeIDPattern also keeps ids out of subject syntax: no dot, no wildcard, no space.
@@ -135,8 +134,14 @@ func (c Config) withDefaults() Config {
 	if c.Lease == 0 {
 		c.Lease = defaultLease
 	}
+	if c.Freeze == 0 {
+		c.Freeze = defaultFreeze
+	}
 	if c.OnStale == "" {
-		c.OnStale = onStaleServe
+		c.OnStale = revoke.OnStaleFreeze
+		if c.alone() {
+			c.OnStale = revoke.OnStaleServe
+		}
 	}
 	if c.Canary == nil {
 		c.Canary = noCanary{}
@@ -173,10 +178,11 @@ func (c Config) Validate() error {
 	if c.Lease < 3*c.Heartbeat {
 		bad("cluster.lease: %s is less than three heartbeats of %s", c.Lease, c.Heartbeat)
 	}
+	if c.Freeze < 0 {
+		bad("cluster.freeze: %s is negative", c.Freeze)
+	}
 	switch c.OnStale {
-	case onStaleServe:
-	case "freeze", "drop":
-		bad("cluster.on_stale: %s is not supported in this version, use serve", c.OnStale)
+	case revoke.OnStaleFreeze, revoke.OnStaleDrop, revoke.OnStaleServe:
 	default:
 		bad("cluster.on_stale: %q is not one of freeze, drop, serve", c.OnStale)
 	}

@@ -221,10 +221,10 @@ func TestSuspendHoldsUntilItsEnd(t *testing.T) {
 	}
 	eng.wait(t, "settled, for alice", settledOrder("alice"))
 	id := revoke.NewIdentity("alice", "alice", "app", "s")
-	if _, no := n.Table().Check(id, n.Table().Applied(), until.Add(-time.Second)); !no {
+	if _, no := n.Table().Check(id, n.Table().Position(), until.Add(-time.Second)); !no {
 		t.Error("admitted before the end")
 	}
-	if _, no := n.Table().Check(id, n.Table().Applied(), until.Add(time.Second)); no {
+	if _, no := n.Table().Check(id, n.Table().Position(), until.Add(time.Second)); no {
 		t.Error("refused after the end")
 	}
 }

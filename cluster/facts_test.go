@@ -219,19 +219,21 @@ func TestReplayComesBeforeReady(t *testing.T) {
 }
 
 func TestNothingIsReadyBeforeTheFirstHeartbeatHasComeBack(t *testing.T) {
-	n := &Node{}
+	n := &Node{clock: newLeaseClock(), proto: revoke.NewNode(revoke.NodeConfig{ID: "a", Boot: "b"})}
 	n.setState(revoke.StateStarting)
 	n.readyC, n.fatalC = make(chan struct{}), make(chan struct{})
 	n.beatNow = make(chan struct{}, 1)
 	n.replayed = true
-	n.checkReady()
 	if ok, why := n.Ready(); ok || !strings.Contains(why, "heartbeat") {
 		t.Fatalf("ready %v, because %q", ok, why)
 	}
-	n.beat.back(1)
-	n.checkReady()
+	n.carryOutLease(revoke.RenewCommand{Until: n.clock.read().Add(time.Minute)})
 	if ok, why := n.Ready(); !ok {
 		t.Fatalf("not ready, because %q", why)
+	}
+	n.carryOutLease(revoke.RenewCommand{Until: n.clock.read().Add(-time.Second)})
+	if ok, _ := n.Ready(); !ok {
+		t.Fatal("an older renewal has ended the lease")
 	}
 }
 

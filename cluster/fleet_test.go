@@ -62,7 +62,7 @@ func TestSecondNodeByURLIsPresentServesTheSameTableAndLeaves(t *testing.T) {
 	})
 	for i, name := range []string{"a", "b"} {
 		n := nodes[i]
-		if n.Presence.Node != name || n.Status != "live" || n.Report == nil || !n.Report.Ready || n.Presence.LeaseMS != 20_000 || n.Presence.OnStale != "serve" || n.Presence.Stream == "" {
+		if n.Presence.Node != name || n.Status != "live" || n.Report == nil || !n.Report.Ready || n.Presence.LeaseMS != 20_000 || n.Presence.OnStale != map[string]string{"a": "serve", "b": "freeze"}[name] || n.Presence.Stream == "" {
 			t.Errorf("node %s is %+v, report %+v", name, n, n.Report)
 		}
 	}

@@ -57,6 +57,8 @@ type follower struct {
 	// reset begins an incarnation. An error refuses it, and the follower tries again.
 	reset   func(followStart) error
 	message func(delivery)
+	// trouble, when set, is told why the stream cannot be followed, and nil once it can.
+	trouble func(error)
 
 	doubt chan string // one is enough: whatever it says, the answer is to start over
 
@@ -80,6 +82,9 @@ func (f *follower) run(ctx context.Context) {
 	for {
 		began := time.Now()
 		consuming, err := f.start(ctx)
+		if f.trouble != nil && ctx.Err() == nil {
+			f.trouble(err)
+		}
 		if err == nil {
 			lastComplaint = ""
 			select {

@@ -15,13 +15,8 @@ import (
 
 const (
 	heartbeatTimeout = time.Second
-	// heartbeatEcho is how long an acknowledged heartbeat may take to come back through the journal's consumer
-	// before that consumer is taken for dead.
-	heartbeatEcho = 2 * time.Second
 	// alarmRepeat is how often the log says again that the journal cannot be written.
 	alarmRepeat = time.Minute
-	// identityCheckEvery is how often the journal is asked whether it is still the same stream.
-	identityCheckEvery = time.Minute
 	// reviveAfter is how long an embedded journal may refuse heartbeats, with an error in the server's log, before it is
 	// closed and opened again, and how often that is tried. Without such an error it may just be slow, and a restart
 	// would make that worse, so it gets reviveAnyway.
@@ -29,76 +24,20 @@ const (
 	reviveAnyway = 30 * time.Second
 )
 
-// heartbeat is what a node knows about its own presences. It may be used by any goroutine.
+// heartbeat is what a node knows about its own presences beside what the state machine knows. It may be used by any
+// goroutine.
 type heartbeat struct {
 	mu       sync.Mutex
-	n        uint64 // number of the newest one published
-	ackedN   uint64 // newest one acknowledged
-	ackedAt  time.Time
-	backN    uint64 // newest one delivered back
-	lastSeq  uint64 // position of the newest one known to be stored
 	failing  time.Time
 	reminded time.Time
 	revived  time.Time
 }
 
-func (h *heartbeat) next() (n, expectSeq uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.n++
-	return h.n, h.lastSeq
-}
-
-func (h *heartbeat) acked(n, seq uint64, now time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.ackedN, h.ackedAt = n, now
-	h.lastSeq = max(h.lastSeq, seq)
-}
-
-func (h *heartbeat) delivered(subject, own string, seq uint64) {
-	if subject != own {
-		return
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.lastSeq = max(h.lastSeq, seq)
-}
-
-func (h *heartbeat) back(n uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.backN = max(h.backN, n)
-}
-
-func (h *heartbeat) hasComeBack() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.backN > 0
-}
-
-// echoOverdue reports whether an acknowledged heartbeat should have come back by now.
-func (h *heartbeat) echoOverdue(now time.Time) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.ackedN > h.backN && now.Sub(h.ackedAt) > heartbeatEcho
-}
-
-func (n *Node) ownSubject() string { return revoke.NodeSubject(n.cfg.Node, n.cfg.Boot) }
-
 func (n *Node) heartbeatLoop() {
 	ticker := time.NewTicker(n.cfg.Heartbeat)
 	defer ticker.Stop()
-	identityChecked := time.Now()
 	for {
 		n.sendHeartbeat(n.ctx)
-		if n.beat.echoOverdue(time.Now()) {
-			n.reload("a stored heartbeat has not come back")
-		}
-		if now := time.Now(); now.Sub(identityChecked) >= identityCheckEvery {
-			identityChecked = now
-			n.checkIdentity()
-		}
 		select {
 		case <-n.ctx.Done():
 			return
@@ -112,33 +51,45 @@ func (n *Node) heartbeatLoop() {
 func (n *Node) sendHeartbeat(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
 	defer cancel()
-	if err := n.announce(ctx, n.State()); err != nil {
-		if n.ctx.Err() != nil {
-			return
-		}
+	c := n.nextBeat()
+	seq, err := n.publish(ctx, n.presence(c, n.State()), c.ExpectLastSubjectSeq)
+	result := revoke.HeartbeatResult{N: c.N, Outcome: revoke.StoreOK, Seq: seq}
+	switch {
+	case n.ctx.Err() != nil:
+		return
+	case err == nil:
+		n.m.heartbeats.Inc()
+		n.clearAlarm()
+	case isWrongLastSequence(err):
+		// The journal can be written; the state machine finds out whether an answer was lost or the stream is another.
 		n.m.heartbeatFailures.Inc()
-		if isWrongLastSequence(err) {
-			// The node's own last heartbeat is not where it was: a reload finds out whether an acknowledgement was
-			// lost or the stream is another one.
-			n.reload("the journal holds another last heartbeat of this node")
-			return
-		}
+		n.clearAlarm()
+		result.Outcome = revoke.StoreWrongLastSequence
+		result.Last, result.LastKnown = lastSequenceIn(err)
+		n.log.Warn("the journal has refused a heartbeat: its last one of this boot is another", "expected", c.ExpectLastSubjectSeq, "last", result.Last)
+	default:
+		n.m.heartbeatFailures.Inc()
+		result.Outcome = revoke.StoreFailed
 		n.raiseAlarm(err)
 		n.reviveJournal()
-		return
 	}
-	n.m.heartbeats.Inc()
-	n.clearAlarm()
+	n.handle(time.Now(), result)
 }
 
-func (n *Node) announce(ctx context.Context, state string) error {
-	number, expect := n.beat.next()
-	seq, err := n.publish(ctx, n.presence(number, state), expect)
-	if err != nil {
-		return err
+// nextBeat is the next heartbeat, as fresh as this moment.
+func (n *Node) nextBeat() revoke.HeartbeatCommand {
+	n.handle(time.Now(), revoke.HeartbeatDue{})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.dueBeat
+}
+
+// beatSoon makes the next heartbeat come at once.
+func (n *Node) beatSoon() {
+	select {
+	case n.beatNow <- struct{}{}:
+	default:
 	}
-	n.beat.acked(number, seq, time.Now())
-	return nil
 }
 
 // leave publishes the node's last presence.
@@ -147,32 +98,29 @@ func (n *Node) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, goodbyeTimeout)
 	defer cancel()
 	// Without an expected sequence: a heartbeat may be on its way, and this one has to come last anyway.
-	number, _ := n.beat.next()
-	p := n.presence(number, revoke.StateLeft)
+	p := n.presence(n.nextBeat(), revoke.StateLeft)
 	// Without sessions a goodbye excuses the node from answering, so that evidence which is lost has to count as well.
 	p.Sessions += n.receipts.pending()
-	seq, err := n.publish(ctx, p, anySequence)
-	if err != nil {
+	if _, err := n.publish(ctx, p, anySequence); err != nil {
 		return fmt.Errorf("cannot announce that the node has left: %w", err)
 	}
-	n.beat.acked(number, seq, time.Now())
 	return nil
 }
 
-func (n *Node) presence(number uint64, state string) revoke.Presence {
-	table, stats := n.Table(), n.stats()
+func (n *Node) presence(c revoke.HeartbeatCommand, state string) revoke.Presence {
+	stats := n.stats()
 	return revoke.Presence{
 		V:         1,
 		Node:      n.cfg.Node,
 		Boot:      n.cfg.Boot,
-		N:         number,
+		N:         c.N,
 		Version:   n.cfg.Version,
 		At:        time.Now().UTC(),
 		LeaseMS:   n.cfg.Lease.Milliseconds(),
 		OnStale:   n.cfg.OnStale,
-		Applied:   table.Applied(),
-		TableHash: table.Hash(),
-		Stream:    n.streamID,
+		Applied:   c.Applied,
+		TableHash: c.TableHash,
+		Stream:    c.Stream,
 		Sessions:  n.eng.SessionCount(),
 		Unsettled: stats.Unsettled,
 		State:     state,
@@ -263,19 +211,21 @@ func (n *Node) clearAlarm() {
 	h.failing, h.reminded = time.Time{}, time.Time{}
 }
 
-// checkIdentity makes the follower start over, and so refuse, when the stream has been replaced. An ordered consumer
-// alone never notices: asked for a position beyond the end it just waits.
-func (n *Node) checkIdentity() {
+// stream is the identity of the journal at present.
+func (n *Node) stream() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.proto.Stream()
+}
+
+// readDomain is the JetStream domain that answers on this connection. It is part of the journal's identity: a leaf node
+// may have streams of the same name.
+func (n *Node) readDomain() (string, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, followRequestTimeout)
 	defer cancel()
-	s, err := n.js.Stream(ctx, journalStream)
+	account, err := n.js.AccountInfo(ctx)
 	if err != nil {
-		if n.ctx.Err() == nil {
-			n.log.Warn("cannot check the journal's identity", "error", err)
-		}
-		return
+		return "", fmt.Errorf("cannot read JetStream account: %w", err)
 	}
-	if identityInDomain(n.streamID, s.CachedInfo()) != n.streamID {
-		n.reload("the stream is another one")
-	}
+	return account.Domain, nil
 }

@@ -166,7 +166,7 @@ func scopeOf(principal string) revoke.Scope {
 
 // denied reports whether a login of the principal that begins now is refused.
 func denied(table *revoke.Table, principal string) bool {
-	_, no := table.Check(revoke.NewIdentity(principal, principal, "app", "s"), table.Applied(), time.Now())
+	_, no := table.Check(revoke.NewIdentity(principal, principal, "app", "s"), table.Position(), time.Now())
 	return no
 }
 

@@ -73,6 +73,8 @@ func newNodeMetrics(set *metrics.Set, n *Node) *nodeMetrics {
 	gauge(`pgedge_journal_lag`, func() float64 { return float64(n.pending.Load()) })
 	gauge(`pgedge_journal_unwritable`, func() float64 { return boolGauge(m.journalAlarm.Load()) })
 	gauge(`pgedge_journal_epoch`, func() float64 { return float64(n.stats().Epoch) })
+	gauge(`pgedge_lease_remaining_seconds`, func() float64 { return max(0, n.LeaseRemaining().Seconds()) })
+	gauge(`pgedge_stale`, func() float64 { return boolGauge(!n.Fresh()) })
 	gauge(`pgedge_facts_unsettled`, func() float64 { return float64(n.unsettled()) })
 	gauge(`pgedge_receipts_pending`, func() float64 { return float64(n.receipts.pending()) })
 	gauge(`pgedge_nats_connected`, func() float64 { return boolGauge(n.nc.IsConnected()) })

@@ -20,8 +20,8 @@ import (
 // ErrSuperseded is in the error of Fatal when another process has taken over the node's id.
 var ErrSuperseded = errors.New("a younger process has announced itself under this node's id")
 
-// ErrJournalReplaced is in the error of Fatal when the stream is not the one the node has read so far: positions in
-// it mean nothing to this node, and the next run starts from it afresh.
+// ErrJournalReplaced is in the error of a Client whose journal has been replaced by another stream while it waited.
+// A node goes on with the new one.
 var ErrJournalReplaced = errors.New("the journal has been replaced by another stream")
 
 // ErrNodeIDInUse is in the error of Start when a live boot of the same node id runs from another state directory.
@@ -38,7 +38,7 @@ type Node struct {
 	srv      *embeddedServer // nil with an external NATS
 	nc       *nats.Conn
 	js       jetstream.JetStream
-	streamID string
+	clock    *leaseClock
 	started  time.Time
 	owed     []bootID // earlier runs that nobody has said goodbye for yet
 	rights   *rights
@@ -65,6 +65,7 @@ type Node struct {
 	// the one actor that owns the state machine.
 	mu       sync.Mutex
 	proto    *revoke.Node
+	dueBeat  revoke.HeartbeatCommand // the answer to the last HeartbeatDue
 	lastNow  time.Time
 	tick     *time.Timer
 	replayed bool
@@ -73,6 +74,8 @@ type Node struct {
 	// Any goroutine.
 	table   atomic.Pointer[revoke.Table]
 	pending atomic.Uint64 // messages of the journal still to come, as of the last one delivered
+	lease   revoke.Lease
+	trouble atomic.Pointer[string] // why the journal cannot be followed; nil when it can
 	beat    heartbeat
 	state   atomic.Pointer[string]
 	beatNow chan struct{}
@@ -97,14 +100,14 @@ func (n *Node) Ready() (bool, string) {
 		return false, "the node has stopped"
 	case n.streamsFault.Load() != nil:
 		return false, *n.streamsFault.Load()
-	case n.isReady.Load():
+	case n.isReady.Load() && n.Fresh():
 		return true, ""
 	case n.rights.err() != nil:
 		return false, n.rights.err().Error()
-	case !n.hasReplayed():
-		return false, "the journal has not been replayed yet"
 	}
-	return false, "the first heartbeat has not come back from the journal yet"
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return false, n.staleReason()
 }
 
 // ReadyC is closed when the node has become ready for the first time.
@@ -143,10 +146,7 @@ func (n *Node) setState(state string) { n.state.Store(&state) }
 // SetState announces serving or draining, at once.
 func (n *Node) SetState(state string) {
 	n.setState(state)
-	select {
-	case n.beatNow <- struct{}{}:
-	default:
-	}
+	n.beatSoon()
 }
 
 // PublishReceipt stores a receipt, pages before the summary. It never blocks: receipts wait in a bounded queue where

@@ -33,7 +33,7 @@ func (r *bootRecord) runs() []bootID {
 func (n *Node) claimID(ctx context.Context, previous *bootRecord) error {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
-	own := map[string]bool{n.ownSubject(): true}
+	own := map[string]bool{revoke.NodeSubject(n.cfg.Node, n.cfg.Boot): true}
 	for _, run := range previous.runs() {
 		own[revoke.NodeSubject(run.Node, run.Boot)] = true
 	}

@@ -134,11 +134,11 @@ func TestEvidenceThatIsLostStaysInTheGoodbye(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	msg, err := stream.GetLastMsgForSubject(testContext(t), n.ownSubject())
+	msg, err := stream.GetLastMsgForSubject(testContext(t), revoke.NodeSubject(n.cfg.Node, n.cfg.Boot))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, err := revoke.DecodePresence(n.ownSubject(), msg.Data); err != nil || p.State != revoke.StateLeft || p.Sessions == 0 {
+	if p, err := revoke.DecodePresence(revoke.NodeSubject(n.cfg.Node, n.cfg.Boot), msg.Data); err != nil || p.State != revoke.StateLeft || p.Sessions == 0 {
 		t.Errorf("the goodbye is %+v, error %v", p, err)
 	}
 	crash(n)

@@ -24,6 +24,9 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	if cfg.OnStale == revoke.OnStaleServe && !cfg.alone() {
+		cfg.Logger.Warn("cluster.on_stale is serve: cut off from NATS this node goes on serving whom the others have revoked, and no wait for a revocation can rely on its lease")
+	}
 	nodeCtx, cancel := context.WithCancel(context.Background())
 	n := &Node{
 		cfg:       cfg,
@@ -41,6 +44,7 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 		beatNow:   make(chan struct{}, 1),
 		rights:    newRights(true),
 		cancels:   newCancelIntake(),
+		clock:     newLeaseClock(),
 	}
 	n.setState(revoke.StateStarting)
 	defer func() {
@@ -163,7 +167,9 @@ func (n *Node) connectOutside(ctx context.Context, opts []nats.Option) error {
 
 // run subscribes and starts the node's goroutines.
 func (n *Node) run(ctx context.Context) error {
-	n.proto = revoke.NewNode(revoke.NodeConfig{ID: n.cfg.Node, Boot: n.cfg.Boot})
+	n.proto = revoke.NewNode(revoke.NodeConfig{
+		ID: n.cfg.Node, Boot: n.cfg.Boot, Lease: n.cfg.Lease, Freeze: n.cfg.Freeze, OnStale: n.cfg.OnStale,
+	})
 	n.table.Store(n.proto.Table())
 	n.tick = time.AfterFunc(time.Hour, n.onTick)
 	n.tick.Stop()
@@ -173,6 +179,7 @@ func (n *Node) run(ctx context.Context) error {
 		from:    func() uint64 { return 0 },
 		reset:   n.onJournalStart,
 		message: n.onJournalMessage,
+		trouble: n.setTrouble,
 		doubt:   n.doubt,
 	}
 	n.m = newNodeMetrics(n.cfg.Metrics, n)
@@ -201,9 +208,7 @@ func (n *Node) run(ctx context.Context) error {
 	n.work.Go(n.rejectLoop)
 	n.work.Go(func() { n.follower.run(n.ctx) })
 	n.work.Go(n.heartbeatLoop)
-	if !n.cfg.alone() {
-		n.work.Go(n.watchStreams)
-	}
+	n.work.Go(n.watchStreams)
 	n.receipts.run(n.ctx, &n.work)
 	if err := n.serveQueries(); err != nil {
 		return err

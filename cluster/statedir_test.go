@@ -126,11 +126,11 @@ func TestDialSaysWhatWasLookedForAndWhatToDo(t *testing.T) {
 }
 
 func TestConfigReportsEveryProblemAtOnce(t *testing.T) {
-	err := Config{Node: "a.b", Boot: "x", NATS: "http://secret@h", OnStale: "freeze", Heartbeat: 1, Replicas: 9}.Validate()
+	err := Config{Node: "a.b", Boot: "x", NATS: "http://secret@h", OnStale: "hope", Heartbeat: 1, Replicas: 9}.Validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"node:", "boot:", "state_dir:", "heartbeat:", "not supported in this version", "replicas:", "cluster.nats:"} {
+	for _, want := range []string{"node:", "boot:", "state_dir:", "heartbeat:", "cluster.on_stale:", "replicas:", "cluster.nats:"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %q: %v", want, err)
 		}

@@ -102,11 +102,7 @@ func checkStreams(ctx context.Context, js jetstream.JetStream, replicas int, ini
 	for _, want := range []jetstream.StreamConfig{journalConfig(replicas), receiptConfig(replicas)} {
 		s, err := js.Stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return "", &StreamsError{
-				Problem: fmt.Sprintf("stream %s does not exist on this NATS, and a node never creates it there by itself", want.Name),
-				Fix:     "create it once, with the rights of an operator: " + initCommand,
-				Missing: true,
-			}
+			return "", streamMissing(want.Name, initCommand)
 		}
 		if err != nil {
 			return "", explainJetStream(fmt.Sprintf("cannot read stream %s", want.Name), err)
@@ -124,6 +120,14 @@ func checkStreams(ctx context.Context, js jetstream.JetStream, replicas int, ini
 		}
 	}
 	return streamID, nil
+}
+
+func streamMissing(name, initCommand string) *StreamsError {
+	return &StreamsError{
+		Problem: fmt.Sprintf("stream %s does not exist on this NATS, and a node never creates it there by itself", name),
+		Fix:     "create it once, with the rights of an operator: " + initCommand,
+		Missing: true,
+	}
 }
 
 func streamDiffers(want jetstream.StreamConfig, diff []string) *StreamsError {
@@ -151,13 +155,6 @@ func explainJetStream(what string, err error) error {
 // streamIdentity tells one journal from another of the same name: restored, recreated, or in another domain.
 func streamIdentity(info *jetstream.StreamInfo, domain string) string {
 	return fmt.Sprintf("%s@%s/%d", info.Config.Name, domain, info.Created.UnixNano())
-}
-
-// identityInDomain is the identity of a stream seen through the connection that streamID was read on.
-func identityInDomain(streamID string, info *jetstream.StreamInfo) string {
-	_, rest, _ := strings.Cut(streamID, "@")
-	domain, _, _ := strings.Cut(rest, "/")
-	return streamIdentity(info, domain)
 }
 
 // sameStream compares two identities but for the domain, which looks different from different places.

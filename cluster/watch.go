@@ -34,7 +34,7 @@ func (n *Node) awaitStreams(ctx context.Context) error {
 	return patiently(ctx, awaitStreamsEvery, n.waitFor, hopeless, func() (err error) {
 		ctx, cancel := context.WithTimeout(ctx, followRequestTimeout)
 		defer cancel()
-		n.streamID, err = checkStreams(ctx, n.js, n.cfg.Replicas, n.cfg.initCommand())
+		_, err = checkStreams(ctx, n.js, n.cfg.Replicas, n.cfg.initCommand())
 		return err
 	})
 }
@@ -64,14 +64,20 @@ func (n *Node) watchStreams() {
 func (n *Node) checkSettings() {
 	ctx, cancel := context.WithTimeout(n.ctx, followRequestTimeout)
 	defer cancel()
-	_, err := checkStreams(ctx, n.js, n.cfg.Replicas, n.cfg.initCommand())
+	id, err := checkStreams(ctx, n.js, n.cfg.Replicas, n.cfg.initCommand())
 	var wrong *StreamsError
 	switch {
 	case errors.As(err, &wrong):
 		text := wrong.Error()
 		n.log.Error("this node serves nobody until the streams are set right", "error", text)
 		n.streamsFault.Store(&text)
-	case err == nil && n.streamsFault.Swap(nil) != nil:
-		n.log.Info("the streams are as they should be again")
+	case err == nil:
+		if n.streamsFault.Swap(nil) != nil {
+			n.log.Info("the streams are as they should be again")
+		}
+		if id != n.stream() {
+			// An ordered consumer alone never notices: asked for a position beyond the end it just waits.
+			n.reload("the stream is another one")
+		}
 	}
 }

@@ -191,7 +191,7 @@ func (e *Engine) Cut(of revoke.Order) {
 }
 
 // diesBy tells whether a settled fact ends the session: it began before the fact's place in the journal.
-func (s *session) diesBy(f revoke.Fact) bool { return s.authSeq < f.Seq }
+func (s *session) diesBy(f revoke.Fact) bool { return s.authSeq.Before(f.Position()) }
 
 func reasonOf(v revoke.Verb) Reason {
 	switch v {

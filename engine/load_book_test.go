@@ -64,7 +64,7 @@ func (b *book) login(t *rapid.T) {
 	s.id = b.e.newSessionID()
 	user := rapid.SampledFrom(bookNames).Draw(t, "user")
 	s.identity = revoke.NewIdentity(user, user, rapid.SampledFrom([]string{"one", "two"}).Draw(t, "database"), s.id)
-	s.authSeq = b.table.Applied()
+	s.authSeq = b.table.Position()
 	b.e.index.add(s)
 	bs := &bookSession{session: s}
 	b.sessions = append(b.sessions, bs)
@@ -83,7 +83,7 @@ func (b *book) order(o *bookOrder) {
 	o.settled = settled || o.of.SupersededBy > 0
 	if o.of.SupersededBy == 0 {
 		for _, s := range b.sessions {
-			if !s.concluded && bookMatches(f.Scope, s.identity) && (!settled || s.authSeq < f.Seq) {
+			if !s.concluded && bookMatches(f.Scope, s.identity) && (!settled || s.authSeq.Before(f.Position())) {
 				o.members[s] = true
 			}
 		}

@@ -42,7 +42,7 @@ type raceJournal struct {
 
 func (j *raceJournal) handle(ev revoke.Event) {
 	before := time.Now()
-	commands := j.node.Handle(before, ev)
+	commands := j.node.Handle(before, revoke.Instant{}, ev)
 	j.closeBlocks(before)
 	for _, c := range commands {
 		switch c := c.(type) {
@@ -89,7 +89,7 @@ func (j *raceJournal) inspect() {
 
 // blocked says whether the table denies who a login now, for longer than the hold of a kill.
 func (j *raceJournal) blocked(who raceIdentity) bool {
-	d, denied := j.node.Table().Check(revoke.NewIdentity(who.user, who.user, who.db, "none"), j.node.Table().Applied(), time.Now())
+	d, denied := j.node.Table().Check(revoke.NewIdentity(who.user, who.user, who.db, "none"), j.node.Table().Position(), time.Now())
 	return denied && d.Fact.Verb != revoke.VerbKill
 }
 

@@ -224,7 +224,7 @@ func (e *Engine) register(s *session, pkt *codec.StartupPacket) *loginError {
 	s.application, _ = pkt.Get("application_name")
 	s.id = e.newSessionID()
 	s.identity = revoke.NewIdentity(user, user, db, s.id)
-	s.authSeq = e.cfg.Table.Applied()
+	s.authSeq = e.cfg.Table.Position()
 	e.index.add(s)
 	if lerr := e.checkAccess(s); lerr != nil {
 		return lerr

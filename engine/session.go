@@ -50,7 +50,7 @@ type session struct {
 	// Written by the login goroutine before the session is registered, immutable afterwards.
 	identity    revoke.Identity
 	application string
-	authSeq     uint64 // journal position applied when the login began
+	authSeq     revoke.Position // journal position applied when the login began
 	entry       *database
 	admitted    bool // counts against the limits
 

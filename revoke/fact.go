@@ -35,11 +35,20 @@ type Fact struct {
 	Upto   uint64    // reinstate only
 	Seq    uint64    // journal position; 0 while provisional
 	Epoch  uint64
+	// Stored is when the journal took the message, by the server's clock. It tells messages of two streams apart that
+	// are the same otherwise; order never depends on it.
+	Stored time.Time
 	// Raw is set when the payload could not be parsed and was kept as the reason.
 	Raw bool
 	// Alias is the subject the fact was published on when that is not Subject(Verb, Scope): names can be escaped
 	// in more than one way, and the journal keeps one message for each.
 	Alias string
+}
+
+// sameMessage says that two facts are one message of the journal, read twice or out of a copy of the stream.
+func (f Fact) sameMessage(g Fact) bool {
+	return f.Seq == g.Seq && f.Subject() == g.Subject() && f.Stored.Equal(g.Stored) && f.Until.Equal(g.Until) &&
+		min(f.Upto, f.Seq) == min(g.Upto, g.Seq) && f.Reason == g.Reason
 }
 
 // factPayload is the payload of a fact as it travels.

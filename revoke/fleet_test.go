@@ -47,7 +47,7 @@ type sessionsBefore struct {
 
 type simSession struct {
 	id      Identity
-	authSeq uint64
+	authSeq Position
 	checked bool
 	dead    bool
 }
@@ -85,7 +85,7 @@ func (w *world) fatal(format string, args ...any) {
 
 func (w *world) start(sn *simNode) {
 	*sn = simNode{n: NewNode(NodeConfig{})}
-	w.event(sn, JournalReset{})
+	w.event(sn, JournalReset{Stream: "s1"})
 	if w.last == 0 {
 		w.event(sn, JournalEmpty{})
 	}
@@ -94,7 +94,7 @@ func (w *world) start(sn *simNode) {
 // event hands an event to a node and does to its sessions what an engine does.
 func (w *world) event(sn *simNode, ev Event) {
 	wasReady := sn.n.Ready()
-	for _, c := range sn.n.Handle(w.now, ev) {
+	for _, c := range sn.n.Handle(w.now, instantAt(w.now), ev) {
 		switch c := c.(type) {
 		case CutCommand:
 			if !sn.n.Ready() {
@@ -104,7 +104,7 @@ func (w *world) event(sn *simNode, ev Event) {
 				continue
 			}
 			for _, s := range sn.sessions {
-				if c.Order.Fact.Scope.Matches(s.id) && (c.Order.Fact.Seq == 0 || s.authSeq < c.Order.Fact.Seq) {
+				if c.Order.Fact.Scope.Matches(s.id) && (c.Order.Fact.Seq == 0 || s.authSeq.Before(c.Order.Fact.Position())) {
 					s.dead = true
 				}
 			}
@@ -116,7 +116,7 @@ func (w *world) event(sn *simNode, ev Event) {
 			if wasReady {
 				w.fatal("ready twice")
 			}
-		case RejectCommand, PresenceCommand:
+		case RejectCommand, PresenceCommand, HeartbeatCommand, RenewCommand, RevokeLeaseCommand, FreezeCommand, ThawCommand, DropCommand:
 		}
 	}
 	w.check(sn)
@@ -235,7 +235,7 @@ func (w *world) advance(d time.Duration) {
 
 func (w *world) login(sn *simNode, id Identity) {
 	if sn.n.Ready() {
-		sn.sessions = append(sn.sessions, &simSession{id: id, authSeq: sn.n.Table().Applied()})
+		sn.sessions = append(sn.sessions, &simSession{id: id, authSeq: sn.n.Table().Position()})
 	}
 }
 
@@ -288,8 +288,8 @@ func (w *world) converged() {
 			w.fatal("node %d is not what a new node reads", i)
 		}
 		for _, id := range simIDs {
-			_, a := sn.n.Table().Check(id, w.last, w.now)
-			_, b := fresh.n.Table().Check(id, w.last, w.now)
+			_, a := sn.n.Table().Check(id, sn.n.Table().Position(), w.now)
+			_, b := fresh.n.Table().Check(id, fresh.n.Table().Position(), w.now)
 			if a != b {
 				w.fatal("node %d denies %s: %v, a new node: %v", i, id.Principal, a, b)
 			}

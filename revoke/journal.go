@@ -8,7 +8,7 @@ import (
 )
 
 // journal takes a message of the journal.
-func (n *Node) journal(now time.Time, m JournalMessage) {
+func (n *Node) journal(now time.Time, at Instant, m JournalMessage) {
 	if m.Seq == 0 {
 		return
 	}
@@ -20,9 +20,14 @@ func (n *Node) journal(now time.Time, m JournalMessage) {
 	case m.Seq < n.lastSeq:
 		// The stream is another one, or was set back. What it holds is only known after reading all of it; until
 		// then the message is merged as any other, which can only deny more.
-		if n.lastReload.IsZero() || now.Sub(n.lastReload) >= reloadEvery {
+		why := "it delivered seq " + strconv.FormatUint(m.Seq, 10) + " after " + strconv.FormatUint(n.lastSeq, 10)
+		switch {
+		case n.ready && n.another == "":
 			n.lastReload = now
-			n.emit(ReloadCommand{Why: "the journal delivered seq " + strconv.FormatUint(m.Seq, 10) + " after " + strconv.FormatUint(n.lastSeq, 10)})
+			n.suspect(at, why)
+		case n.lastReload.IsZero() || now.Sub(n.lastReload) >= reloadEvery:
+			n.lastReload = now
+			n.emit(ReloadCommand{Why: why})
 		}
 	case m.Seq > n.lastSeq+1:
 		n.gaps.add(now, n.lastSeq+1, m.Seq-1)
@@ -36,11 +41,12 @@ func (n *Node) journal(now time.Time, m JournalMessage) {
 	case ours && isVerb:
 		n.journalFact(now, m)
 	case ours && first == "node":
-		n.journalPresence(now, m)
+		n.journalPresence(now, at, m)
 	}
 
 	if n.load == nil {
 		n.table.Advance(m.Seq)
+		n.markTable()
 		return
 	}
 	n.load.table.Advance(m.Seq)
@@ -50,7 +56,7 @@ func (n *Node) journal(now time.Time, m JournalMessage) {
 		n.table.Advance(m.Seq)
 	}
 	if m.Pending == 0 {
-		n.finishLoad(now)
+		n.endLoad(now, at)
 	}
 }
 
@@ -61,7 +67,7 @@ func (n *Node) journalFact(now time.Time, m JournalMessage) {
 		n.refuse(now, m, err)
 		return
 	}
-	f.Seq, f.Epoch = m.Seq, n.epoch
+	f.Seq, f.Epoch, f.Stored = m.Seq, n.epoch, m.Stored
 	learned := n.learns(f)
 	n.name(now, &f)
 	appliedBefore := n.table.Applied()
@@ -90,7 +96,7 @@ func (n *Node) journalFact(now time.Time, m JournalMessage) {
 	}
 	// Sessions may have begun at or after this position without knowing of the fact: the seq alone does not
 	// find them.
-	late := learned && n.ready && (m.Seq <= appliedBefore || n.epoch > 1)
+	late := learned && n.ready && m.Seq <= appliedBefore
 	switch {
 	case p != nil:
 		if late {
@@ -120,13 +126,14 @@ func (n *Node) learns(f Fact) bool {
 	if f.Seq <= n.load.table.LastSeq(f.Subject()) {
 		return false
 	}
+	if n.foreign {
+		return true
+	}
 	old, ok := n.table.fact(f.Verb, f.Scope)
 	if !ok || old.Subject() != f.Subject() {
 		return f.Seq != n.table.LastSeq(f.Subject())
 	}
-	f.ID, f.Epoch = old.ID, old.Epoch
-	f.Upto = min(f.Upto, f.Seq)
-	return f != old
+	return !f.sameMessage(old)
 }
 
 // merge puts a fact where it belongs. While a ready node loads, the present table takes what denies more at once,
@@ -248,7 +255,7 @@ func (n *Node) healFrom(now time.Time, from *Table, v Verb, s Scope, subject str
 	}
 }
 
-func (n *Node) journalPresence(now time.Time, m JournalMessage) {
+func (n *Node) journalPresence(now time.Time, at Instant, m JournalMessage) {
 	p, err := DecodePresence(m.Subject, m.Payload)
 	if err != nil {
 		if m.Seq > n.table.Applied() {
@@ -260,8 +267,12 @@ func (n *Node) journalPresence(now time.Time, m JournalMessage) {
 		return
 	}
 	p.Heard = now
+	if p.Node == n.cfg.ID && p.Boot == n.cfg.Boot {
+		n.ownBeat(at, p.N, m.Seq)
+	}
 	if n.following() {
 		n.members.live(now, p)
+		n.compareTable(now, at, p)
 	} else {
 		n.members.replayed(now, p, m.Stored)
 	}

@@ -17,11 +17,22 @@ type loading struct {
 	// refused are the subjects on which garbage is the last message, as far as the load has come.
 	refused    map[string]uint64
 	lastStored time.Time
+	// appliedBefore and beatsBefore are what had been applied and sent when the load began, back is this boot's
+	// heartbeat in it.
+	appliedBefore uint64
+	beatsBefore   uint64
+	back          beatPlace
 }
 
 func (n *Node) beginLoad() {
 	n.stats.Resets++
-	fresh := &loading{table: NewTable(), refused: make(map[string]uint64), heldKeys: make(map[string]struct{})}
+	n.keeper.proof = sentBeat{}
+	n.reread = false
+	n.forgetMarks()
+	fresh := &loading{
+		table: NewTable(), refused: make(map[string]uint64), heldKeys: make(map[string]struct{}),
+		appliedBefore: n.table.Applied(), beatsBefore: n.beats.last,
+	}
 	if n.load != nil {
 		// What a broken-off load has learned stays denied until one is complete.
 		fresh.held, fresh.heldKeys = n.load.held, n.load.heldKeys
@@ -31,32 +42,40 @@ func (n *Node) beginLoad() {
 	n.gaps.ranges = nil
 }
 
-func (n *Node) journalEmpty(now time.Time) {
+func (n *Node) journalEmpty(now time.Time, at Instant) {
 	if n.load == nil {
 		if n.ready {
 			return
 		}
 		n.beginLoad()
 	}
-	n.finishLoad(now)
+	n.endLoad(now, at)
 }
 
 // finishLoad puts the loaded table in the place of the present one.
 func (n *Node) finishLoad(now time.Time) {
 	l := n.load
-	recreated := n.ready && l.table.Applied() < n.table.Applied()
+	recreated := n.another != ""
 	if recreated {
 		n.epoch++
+		n.beats.back, n.beats.expect = l.back, l.back.seq
+		n.keeper.proof, n.beats.sent = sentBeat{}, nil
 	} else {
 		n.keepReplaced(now, l)
+		if n.ready {
+			n.beats.back = l.back
+		}
 	}
-	news := n.table.replace(l.table, recreated, n.epoch, now)
+	news := n.table.replace(l.table, recreated, n.foreign, n.epoch, now)
+	n.another, n.foreign = "", false
 	for key := range l.heldKeys {
 		n.table.DropProvisional(key)
 	}
 	n.members.settle(now, l.lastStored)
 	n.load = nil
 	n.quiet = true
+	n.tablesLoaded()
+	n.markTable()
 	for _, p := range n.pending.byKey {
 		// What was promised was promised by the journal before.
 		if p.state == pendingStored || p.state == pendingBeaten {
@@ -69,7 +88,6 @@ func (n *Node) finishLoad(now time.Time) {
 		return
 	}
 	for _, f := range news {
-		f.Epoch = n.epoch
 		n.cutAgain(now, f)
 	}
 }

@@ -11,6 +11,12 @@ import (
 type NodeConfig struct {
 	ID   string
 	Boot string
+	// Lease is for how long a heartbeat that has come back proves the node fresh; default 20 s.
+	Lease time.Duration
+	// Freeze is for how long the sessions of a node without a lease are kept, frozen; default 30 s.
+	Freeze time.Duration
+	// OnStale is what happens when the lease has ended: OnStaleFreeze, OnStaleDrop or OnStaleServe; default freeze.
+	OnStale string
 	// StoreAfter is how long a fact seen on the fast path may be missing in the journal before the node stores it
 	// itself; default 1 s.
 	StoreAfter time.Duration
@@ -27,6 +33,11 @@ func (c NodeConfig) withDefaults() NodeConfig {
 		if *d <= 0 {
 			*d = v
 		}
+	}
+	def(&c.Lease, defaultLease)
+	def(&c.Freeze, 30*time.Second)
+	if c.OnStale == "" {
+		c.OnStale = OnStaleFreeze
 	}
 	def(&c.StoreAfter, time.Second)
 	def(&c.KillHold, time.Second)
@@ -96,6 +107,20 @@ type Node struct {
 	quiet      bool
 	gaps       gaps
 	lastReload time.Time
+	// stream is the identity of the stream read at present. another says why it is not the one that the table is of,
+	// "" while it is; foreign that this is known by its identity, so that the streams have no message in common.
+	stream  string
+	another string
+	foreign bool
+	// reread says that the present consumer may have begun before what another tells of: only the next one counts.
+	reread bool
+
+	beats  beats
+	keeper leaseKeeper
+	tables tableCompare
+	// now and at are those of the event at hand, and afterwards of the last one.
+	now time.Time
+	at  Instant
 
 	pending pendingSet
 	heals   map[string]*heal // by subject
@@ -119,9 +144,11 @@ type idUse struct {
 // NewNode returns a node that has read nothing yet.
 func NewNode(cfg NodeConfig) *Node {
 	cfg = cfg.withDefaults()
+	table := NewTable()
+	table.epoch = 1
 	return &Node{
 		cfg:     cfg,
-		table:   NewTable(),
+		table:   table,
 		epoch:   1,
 		pending: newPendingSet(),
 		heals:   make(map[string]*heal),
@@ -136,28 +163,40 @@ func NewNode(cfg NodeConfig) *Node {
 // Table is what the node denies. It stays the same object for the life of the node.
 func (n *Node) Table() *Table { return n.table }
 
-// Ready says that the journal has been replayed once, so that logins may be admitted.
+// Stream is the identity of the stream that is read at present.
+func (n *Node) Stream() string { return n.stream }
+
+// Ready says that the journal has been replayed once.
 func (n *Node) Ready() bool { return n.ready }
 
 // Handle takes one event that happened at now and returns what has to be done, in this order. The table is up to
-// date when Handle returns. now carries the monotonic clock and does not go back.
-func (n *Node) Handle(now time.Time, ev Event) []Command {
+// date when Handle returns. now is what timers and ages are measured by: it carries the monotonic clock and does not go
+// back. at is the same moment on the clocks of the lease, of which Wall may go anywhere.
+func (n *Node) Handle(now time.Time, at Instant, ev Event) []Command {
 	n.out = nil
+	n.now, n.at = now, at
+	n.watchLease(at)
 	switch ev := ev.(type) {
 	case FastMessage:
 		n.fast(now, ev)
 	case JournalMessage:
-		n.journal(now, ev)
+		n.journal(now, at, ev)
 	case JournalReset:
+		n.adopt(at, ev.Stream)
 		n.beginLoad()
 	case JournalEmpty:
-		n.journalEmpty(now)
+		n.journalEmpty(now, at)
 	case StoreResult:
 		n.storeResult(now, ev)
+	case HeartbeatDue:
+		n.heartbeatDue(now, at)
+	case HeartbeatResult:
+		n.heartbeatResult(now, at, ev)
 	case Tick:
 	}
 	n.resolveCovered(now)
 	n.runTimers(now)
+	n.renewLease(at)
 	return n.out
 }
 
@@ -165,10 +204,16 @@ func (n *Node) emit(c Command) { n.out = append(n.out, c) }
 
 // NextTick is when the node next wants a Tick; zero when it waits for nothing but other events.
 func (n *Node) NextTick() time.Time {
-	if !n.following() || len(n.timers) == 0 {
-		return time.Time{}
+	var next time.Time
+	if n.following() && len(n.timers) > 0 {
+		next = n.timers[0].due
 	}
-	return n.timers[0].due
+	if d := n.leaseTick(); d >= 0 {
+		if lease := n.now.Add(d); next.IsZero() || lease.Before(next) {
+			next = lease
+		}
+	}
+	return next
 }
 
 // following says that the journal has been read to its end, so that what the node knows about it can be relied on.

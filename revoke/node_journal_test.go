@@ -92,9 +92,9 @@ func TestASeqThatGoesBackAsksForAReload(t *testing.T) {
 	if b := r.n.Table().Blocks(r.now); len(b) != 2 || b[0].Carried == b[1].Carried || r.n.Table().Newest(alice) != 1 {
 		t.Fatalf("%+v", b)
 	}
-	// Sessions have positions of the old journal, so a seq alone finds none of them.
+	// Sessions have positions of the old journal, so the seq alone finds none of them: the epoch does.
 	r.journalAt(5, 0, aliceKill, "", "x")
-	if got := r.wantCuts(2); got[0].Fact.Seq != 0 || got[1].Fact.Seq != 5 || got[1].Fact.Epoch != 2 {
+	if got := r.wantCuts(1); got[0].Fact.Seq != 5 || got[0].Fact.Epoch != 2 || !(Position{1, 100}).Before(got[0].Fact.Position()) {
 		t.Fatalf("%+v", got)
 	}
 	r.journalAt(6, 0, aliceReinstate, "", `{"upto":1}`)
@@ -164,14 +164,14 @@ func TestAReloadCutsWhatItLearnsAndKeepsBlockingUntilItIsComplete(t *testing.T) 
 	if got := r.wantCuts(2); got[0].Fact.Seq != 0 || got[1].Fact.Seq != 9 {
 		t.Fatalf("%+v", got)
 	}
-	if _, denied := r.n.Table().Check(bob, 20, r.now); !denied {
+	if _, denied := r.n.Table().Check(bob, Position{1, 20}, r.now); !denied {
 		t.Fatal("what the reload has learned is not in force")
 	}
 	r.journalAt(21, 1, aliceReinstate, "", `{"upto":1}`)
 	r.wantDenied(true)
 	r.journalAt(22, 0, "pgedge.other", "", "")
 	r.wantDenied(false)
-	if _, denied := r.n.Table().Check(bob, 22, r.now); !denied {
+	if _, denied := r.n.Table().Check(bob, Position{1, 22}, r.now); !denied {
 		t.Fatal("bob is in")
 	}
 	r.wantSettled()
@@ -184,10 +184,10 @@ func TestABrokenOffReloadForgetsNothing(t *testing.T) {
 	r := newRig(t)
 	r.journalAt(20, 0, "pgedge.other", "", "")
 	r.journalAt(21, 0, "pgedge.reinstate.principal.bob", "", `{"upto":20}`)
-	r.handle(JournalReset{})
+	r.handle(JournalReset{Stream: "s2"})
 	r.journalAt(5, 2, "pgedge.revoke.principal.bob", "", "") // of another stream
-	r.handle(JournalReset{})
-	if _, denied := r.n.Table().Check(NewIdentity("bob", "", "", ""), 21, r.now); !denied {
+	r.handle(JournalReset{Stream: "s2"})
+	if _, denied := r.n.Table().Check(NewIdentity("bob", "", "", ""), Position{1, 21}, r.now); !denied {
 		t.Fatal("bob is in")
 	}
 	r.journalAt(6, 0, "pgedge.other", "", "")

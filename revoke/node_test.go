@@ -1,6 +1,7 @@
 package revoke
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -19,12 +20,14 @@ type rig struct {
 	now time.Time
 	seq uint64
 	out []Command
+	// stored is when the journal took a message, which does not change when it is delivered again.
+	stored map[string]time.Time
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, n: NewNode(NodeConfig{ID: "edge-a", Boot: "b1"}), now: t0}
-	r.handle(JournalReset{})
+	r.handle(JournalReset{Stream: "s1"})
 	r.handle(JournalEmpty{})
 	if len(r.out) != 1 || r.out[0] != (ReadyCommand{}) || !r.n.Ready() {
 		t.Fatalf("an empty journal gave %+v", r.out)
@@ -34,7 +37,7 @@ func newRig(t *testing.T) *rig {
 
 func (r *rig) handle(ev Event) {
 	r.t.Helper()
-	r.out = r.n.Handle(r.now, ev)
+	r.out = r.n.Handle(r.now, instantAt(r.now), ev)
 }
 
 func (r *rig) fast(subject, msgID, payload string) {
@@ -51,7 +54,14 @@ func (r *rig) journal(subject, msgID, payload string) uint64 {
 
 func (r *rig) journalAt(seq, pending uint64, subject, msgID, payload string) {
 	r.t.Helper()
-	r.handle(JournalMessage{subject, msgID, []byte(payload), seq, r.now, pending})
+	if r.stored == nil {
+		r.stored = make(map[string]time.Time)
+	}
+	key := fmt.Sprint(seq, subject, payload)
+	if r.stored[key].IsZero() {
+		r.stored[key] = r.now
+	}
+	r.handle(JournalMessage{subject, msgID, []byte(payload), seq, r.stored[key], pending})
 }
 
 // tick lets time pass, through every tick that the node asks for, and returns what it wanted done.
@@ -124,7 +134,7 @@ func (r *rig) wantSettled() {
 
 func (r *rig) wantDenied(want bool) {
 	r.t.Helper()
-	if d, ok := r.n.Table().Check(asID, r.n.Table().Applied(), r.now); ok != want {
+	if d, ok := r.n.Table().Check(asID, r.n.Table().Position(), r.now); ok != want {
 		r.t.Fatalf("alice denied: %v (%+v)", ok, d)
 	}
 }
@@ -426,3 +436,6 @@ func TestAProvisionalSuspendEndsAtItsInstant(t *testing.T) {
 		t.Fatal("an expired suspend is no longer stored")
 	}
 }
+
+// instantAt is a moment on clocks that agree with the test's.
+func instantAt(now time.Time) Instant { return Instant{Boot: now.Sub(t0) + time.Hour, Wall: now} }

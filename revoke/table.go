@@ -31,6 +31,7 @@ type Table struct {
 	applied atomic.Uint64
 
 	mu    sync.RWMutex
+	epoch uint64
 	state tableState
 	// Provisional facts are kept by scope for Check and by key for dropping.
 	provisional map[Scope][]heldFact
@@ -76,6 +77,13 @@ func (t *Table) Merge(f Fact) (changed bool) {
 // Applied is the greatest seq applied, of facts and of other messages.
 func (t *Table) Applied() uint64 { return t.applied.Load() }
 
+// Position is where the node is in its journals: what a login begins with.
+func (t *Table) Position() Position {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return Position{t.epoch, t.applied.Load()}
+}
+
 // Advance says that everything up to seq has been applied.
 func (t *Table) Advance(seq uint64) {
 	t.mu.Lock()
@@ -89,10 +97,10 @@ func (t *Table) advance(seq uint64) {
 	}
 }
 
-// Check says whether a session may live: a login that began when authSeq had been applied is denied when one of its
-// scopes is blocked, when a cut came after authSeq, or while a provisional fact matches. Of several reasons a block
+// Check says whether a session may live: a login that began when authSeq was the table's Position is denied when one of
+// its scopes is blocked, when a cut came after authSeq, or while a provisional fact matches. Of several reasons a block
 // wins over a cut, since only a kill lets the user come back, and then the newest.
-func (t *Table) Check(id Identity, authSeq uint64, now time.Time) (Denial, bool) {
+func (t *Table) Check(id Identity, authSeq Position, now time.Time) (Denial, bool) {
 	scopes := [...]Scope{
 		{ScopeAll, ""}, {ScopePrincipal, id.Principal}, {ScopeRole, id.Role}, {ScopeDatabase, id.Database}, {ScopeSession, id.Session},
 	}
@@ -110,7 +118,7 @@ func (t *Table) Check(id Identity, authSeq uint64, now time.Time) (Denial, bool)
 			if f := r.block(now); f != nil {
 				offer(4, f, false)
 			}
-			if f := r.cut(); f != nil && authSeq < f.Seq {
+			if f := r.cut(); f != nil && authSeq.Before(f.Position()) {
 				offer(2, f, false)
 			}
 		}
@@ -226,6 +234,19 @@ func (t *Table) Hash() string {
 	return t.state.sum.String()
 }
 
+func (t *Table) sum() factSum {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.state.sum
+}
+
+// pure says that the table holds nothing that the journal has lost.
+func (t *Table) pure() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.state.kept) == 0
+}
+
 // LastSeq is the seq of the last message applied on exactly this subject, refused ones included; 0 when there is
 // none.
 func (t *Table) LastSeq(subject string) uint64 {
@@ -287,21 +308,21 @@ func (t *Table) noteRefused(subject string, seq uint64) {
 
 // replace puts a freshly loaded state in the place of the present one; provisional facts stay. When the journal
 // is another one than before, what is blocked now stays blocked until a reinstate that comes after this moment:
-// a reinstate found in the new journal may be a copy of one that the old journal had already outlived. It returns
-// the blocks that are in force now and were not before: sessions may have begun in between.
-func (t *Table) replace(loaded *Table, recreated bool, epoch uint64, now time.Time) (news []Fact) {
+// a reinstate found in the new journal may be a copy of one that the old journal had already outlived. foreign says
+// that the two have no message in common. A message that was known keeps its epoch, the others get the one given.
+//
+// It returns the facts that have to be carried out again, since sessions may have begun in between: the blocks that are
+// in force now and were not before, and with another journal its other cuts as well.
+func (t *Table) replace(loaded *Table, recreated, foreign bool, epoch uint64, now time.Time) (news []Fact) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.state
 	t.state = loaded.state
+	t.epoch = epoch
 	for s, r := range t.state.rows {
 		was := old.rows[s]
-		if f := r.revokeInForce(); f != nil && (was == nil || was.revokeInForce() == nil) {
-			news = append(news, *f)
-		}
-		if f := r.suspendInForce(now); f != nil && (was == nil || was.suspendInForce(now) == nil) {
-			news = append(news, *f)
-		}
+		r.keepEpochs(was, foreign, epoch)
+		news = append(news, r.news(was, recreated, epoch, now)...)
 	}
 	if !recreated {
 		for s := range t.carried {
@@ -315,20 +336,13 @@ func (t *Table) replace(loaded *Table, recreated bool, epoch uint64, now time.Ti
 	for s, r := range old.rows {
 		var kept []Fact
 		for _, f := range [...]*Fact{r.revokeInForce(), r.suspendInForce(now)} {
-			if f != nil && !t.state.has(f) {
+			if f != nil && (foreign || !t.state.has(f)) {
 				kept = append(kept, *f)
 			}
 		}
 		if kept != nil {
 			// One revoke and one suspend per scope are enough: the older journal's blocks say nothing more.
 			t.carried[s] = kept
-		}
-	}
-	for _, r := range t.state.rows {
-		for _, f := range r.facts {
-			if f != nil {
-				f.Epoch = epoch
-			}
 		}
 	}
 	t.applied.Store(loaded.applied.Load())

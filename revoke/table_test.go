@@ -31,7 +31,7 @@ func fact(v Verb, s Scope, seq uint64) Fact {
 
 func denied(t *testing.T, tab *Table, authSeq uint64, now time.Time, want Verb) {
 	t.Helper()
-	d, ok := tab.Check(asID, authSeq, now)
+	d, ok := tab.Check(asID, Position{1, authSeq}, now)
 	if ok != (want != VerbInvalid) || d.Fact.Verb != want {
 		t.Fatalf("authSeq %d at %s: denied %v by %s, want %s", authSeq, now.Format(time.TimeOnly), ok, d.Fact.Verb, want)
 	}
@@ -90,7 +90,7 @@ func TestEveryScopeOfASessionIsChecked(t *testing.T) {
 		tab := NewTable()
 		tab.Merge(fact(VerbRevoke, s, 1))
 		denied(t, tab, 1, t0, VerbRevoke)
-		if _, ok := tab.Check(NewIdentity("bob", "x", "y", "n-2"), 1, t0); ok != (s.Kind == ScopeAll) {
+		if _, ok := tab.Check(NewIdentity("bob", "x", "y", "n-2"), Position{1, 1}, t0); ok != (s.Kind == ScopeAll) {
 			t.Errorf("%s denies somebody else: %v", s, ok)
 		}
 	}
@@ -109,7 +109,7 @@ func TestAProvisionalFactDeniesUntilItIsDropped(t *testing.T) {
 	tab.AddProvisional("a", f, time.Time{})
 	tab.AddProvisional("b", f, time.Time{})
 	tab.AddProvisional("b", f, time.Time{})
-	if d, ok := tab.Check(asID, 99, t0.Add(1000*time.Hour)); !ok || !d.Provisional {
+	if d, ok := tab.Check(asID, Position{1, 99}, t0.Add(1000*time.Hour)); !ok || !d.Provisional {
 		t.Fatal("time dropped a provisional revoke")
 	}
 	if b := tab.Blocks(t0); len(b) != 2 || !b[0].Provisional {
@@ -195,7 +195,7 @@ func view(tab *Table) any {
 	var out []answer
 	for authSeq := range uint64(30) {
 		for h := -4; h <= 4; h++ {
-			d, ok := tab.Check(asID, authSeq, t0.Add(time.Duration(h)*time.Hour))
+			d, ok := tab.Check(asID, Position{1, authSeq}, t0.Add(time.Duration(h)*time.Hour))
 			out = append(out, answer{d, ok})
 		}
 	}
@@ -243,11 +243,11 @@ func TestMergingNeverWidensAccess(t *testing.T) {
 		for _, f := range drawFacts(t) {
 			var before [30]bool
 			for i := range before {
-				_, before[i] = tab.Check(asID, uint64(i), t0)
+				_, before[i] = tab.Check(asID, Position{1, uint64(i)}, t0)
 			}
 			tab.Merge(f)
 			for i := range before {
-				if _, now := tab.Check(asID, uint64(i), t0); before[i] && !now && f.Verb != VerbReinstate && f.Verb != VerbSuspend {
+				if _, now := tab.Check(asID, Position{1, uint64(i)}, t0); before[i] && !now && f.Verb != VerbReinstate && f.Verb != VerbSuspend {
 					t.Fatalf("%s at %d lets authSeq %d in", f.Verb, f.Seq, i)
 				}
 			}
@@ -290,7 +290,7 @@ func TestCheckRunsBesideMerge(t *testing.T) {
 		wg.Go(func() {
 			for range 500 {
 				seq := tab.Applied()
-				if _, ok := tab.Check(asID, seq, t0); !ok && seq > 0 {
+				if _, ok := tab.Check(asID, Position{1, seq}, t0); !ok && seq > 0 {
 					t.Error("the position was published before the fact")
 					return
 				}
@@ -320,13 +320,13 @@ func BenchmarkTable(b *testing.B) {
 		b.Run(fmt.Sprintf("Check/%d", scopes), func(b *testing.B) {
 			b.ReportAllocs()
 			for i := range b.N {
-				tab.Check(Identity{Principal: "nobody@corp.com", Role: "app", Database: "db", Session: "n-1"}, uint64(i), t0)
+				tab.Check(Identity{Principal: "nobody@corp.com", Role: "app", Database: "db", Session: "n-1"}, Position{1, uint64(i)}, t0)
 			}
 		})
 		b.Run(fmt.Sprintf("CheckParallel/%d", scopes), func(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					tab.Check(Identity{Principal: "user7@corp.com", Role: "app", Database: "db", Session: "n-1"}, 1, t0)
+					tab.Check(Identity{Principal: "user7@corp.com", Role: "app", Database: "db", Session: "n-1"}, Position{1, 1}, t0)
 				}
 			})
 		})

@@ -14,7 +14,10 @@ type tableState struct {
 	// odd holds the last seq of those subjects that rows does not tell: refused messages, and subjects that are
 	// other spellings of a scope. It is bounded by the number of subjects in the journal.
 	odd map[string]uint64
-	sum factSum
+	// kept are the subjects whose last message was refused while the good one before it is still in rows: a node that
+	// reads the journal now does not find it.
+	kept map[string]struct{}
+	sum  factSum
 }
 
 // row is the last fact per verb of one scope.
@@ -23,7 +26,7 @@ type row struct {
 }
 
 func newTableState() tableState {
-	return tableState{rows: make(map[Scope]*row), odd: make(map[string]uint64)}
+	return tableState{rows: make(map[Scope]*row), odd: make(map[string]uint64), kept: make(map[string]struct{})}
 }
 
 func (st *tableState) merge(f Fact) (changed bool) {
@@ -47,10 +50,14 @@ func (st *tableState) merge(f Fact) (changed bool) {
 		st.sum.sub(old)
 		if was := old.Subject(); was != subject {
 			st.odd[was] = max(st.odd[was], old.Seq)
+			delete(st.kept, was)
 		}
 	}
 	if st.odd[subject] <= f.Seq {
 		delete(st.odd, subject)
+		delete(st.kept, subject)
+	} else {
+		st.kept[subject] = struct{}{}
 	}
 	r.facts[f.Verb] = &f
 	st.sum.add(&f)
@@ -60,12 +67,49 @@ func (st *tableState) merge(f Fact) (changed bool) {
 // has says that the fact is the last one of its scope and verb here as well.
 func (st *tableState) has(f *Fact) bool {
 	r := st.rows[f.Scope]
-	return r != nil && r.facts[f.Verb] != nil && *r.facts[f.Verb] == *f
+	return r != nil && r.facts[f.Verb] != nil && r.facts[f.Verb].sameMessage(*f)
+}
+
+// keepEpochs puts the facts of a row into an epoch, but for the messages that an earlier row already has.
+func (r *row) keepEpochs(was *row, foreign bool, epoch uint64) {
+	for v, f := range r.facts {
+		switch {
+		case f == nil:
+		case !foreign && was != nil && was.facts[v] != nil && was.facts[v].sameMessage(*f):
+			f.Epoch = was.facts[v].Epoch
+		default:
+			f.Epoch = epoch
+		}
+	}
+}
+
+// news are the facts of a row that has taken the place of an earlier one which sessions may have missed.
+func (r *row) news(was *row, recreated bool, epoch uint64, now time.Time) (news []Fact) {
+	cut := r.cut()
+	if !recreated || cut == nil || cut.Epoch != epoch {
+		cut = nil
+	}
+	if f := r.revokeInForce(); f != nil && f != cut && (was == nil || was.revokeInForce() == nil) {
+		news = append(news, *f)
+	}
+	if f := r.suspendInForce(now); f != nil && f != cut && (was == nil || was.suspendInForce(now) == nil) {
+		news = append(news, *f)
+	}
+	if cut != nil {
+		news = append(news, *cut)
+	}
+	return news
 }
 
 func (st *tableState) noteRefused(subject string, seq uint64) {
-	if seq > st.lastSeq(subject) {
-		st.odd[subject] = seq
+	if seq <= st.lastSeq(subject) {
+		return
+	}
+	st.odd[subject] = seq
+	if v, s, err := ParseSubject(subject); err == nil {
+		if r := st.rows[s]; r != nil && r.facts[v] != nil && r.facts[v].Subject() == subject {
+			st.kept[subject] = struct{}{}
+		}
 	}
 }
 
@@ -99,7 +143,7 @@ func (r *row) upto() uint64 {
 func (r *row) cut() *Fact {
 	var newest *Fact
 	for _, v := range [...]Verb{VerbKill, VerbRevoke, VerbSuspend} {
-		if f := r.facts[v]; f != nil && (newest == nil || f.Seq > newest.Seq) {
+		if f := r.facts[v]; f != nil && (newest == nil || newest.Position().Before(f.Position())) {
 			newest = f
 		}
 	}

@@ -236,6 +236,7 @@ func (n *runningNode) makeEngine(node *cluster.Node) error {
 		return nil
 	}
 	cfg.ForwardCancel = node.ForwardCancel
+	cfg.Fresh = node.Fresh
 	cfg.OnReceipt = node.PublishReceipt
 	if n.trail != nil {
 		cfg.OnAudit = func(e engine.AuditEvent) { n.trail.Record(auditRecord(e)) }
