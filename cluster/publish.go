@@ -19,6 +19,8 @@ const (
 	publishRetry = 250 * time.Millisecond
 	// publishLimit bounds a publication whose context has no deadline.
 	publishLimit = time.Minute
+	// countLimit is how long a stored fact is held back for the list of members; Await goes on with it.
+	countLimit = time.Second
 )
 
 // ErrStaleReinstate says that the journal has a newer reinstate of the same scope than the author of this one saw.
@@ -58,8 +60,10 @@ type Publication struct {
 	// SeenAt is when this client saw the fact stored, with the monotonic clock: fences are reckoned from it.
 	SeenAt time.Time
 
-	// members are the boots that had announced themselves when the fact was seen stored.
+	// members are the boots that had announced themselves when the journal had been read to its end behind the fact;
+	// counted is false while it has not been.
 	members []revoke.Presence
+	counted bool
 	inbox   *inbox
 }
 
@@ -93,8 +97,9 @@ func (c *Client) Publish(ctx context.Context, verb revoke.Verb, scope revoke.Sco
 		c.Release(pub)
 		return nil, fmt.Errorf("cannot publish %s of %s: %w", verb, scope, err)
 	}
-	// The view has delivered at least everything up to the fact.
-	_, pub.members, _ = c.view.state()
+	counting, stop := context.WithTimeout(ctx, countLimit)
+	defer stop()
+	pub.members, pub.counted = c.view.membersAt(counting, pub.Seq)
 	return pub, nil
 }
 

@@ -22,6 +22,7 @@ type journalView struct {
 	loading  *journalState // nil once complete
 	complete chan struct{} // closed when current has been complete for the first time
 	waiters  map[string]map[*subjectWaiter]struct{}
+	moved    chan struct{} // closed, and replaced, whenever the end of the journal has been reached
 }
 
 // journalState is what one pass through the journal has found.
@@ -31,6 +32,8 @@ type journalState struct {
 	subjects  map[string]uint64          // last position of each fact's subject
 	lastSeq   uint64
 	lastFact  uint64 // position of the last message that is no presence
+	// ended is the last position at which nothing was waiting behind it.
+	ended uint64
 	// began is when this pass began, by both clocks: from their difference and a message's time of storage follows
 	// how old it is, whatever the two clocks say.
 	beganHere, beganServer time.Time
@@ -52,6 +55,7 @@ func newJournalView() *journalView {
 	return &journalView{
 		complete: make(chan struct{}),
 		waiters:  make(map[string]map[*subjectWaiter]struct{}),
+		moved:    make(chan struct{}),
 	}
 }
 
@@ -128,8 +132,13 @@ func (v *journalView) apply(d delivery, now time.Time) (p revoke.Presence, isPre
 	for w := range v.waiters[d.Subject] {
 		w.deliver(d, now)
 	}
-	if v.loading != nil && d.Pending == 0 {
-		v.finishLoading()
+	if d.Pending == 0 {
+		s.ended = d.Seq
+		if v.loading != nil {
+			v.finishLoading()
+		}
+		close(v.moved)
+		v.moved = make(chan struct{})
 	}
 	return p, isPresence
 }
@@ -146,6 +155,27 @@ func (s *journalState) applyPresence(d delivery, now time.Time) (revoke.Presence
 	}
 	s.presences[d.Subject] = p
 	return p, true
+}
+
+// membersAt waits until the journal has been read to its end at or behind a position, and returns the presences of that
+// moment. Before its end the only heartbeat of a boot may be one still to come: with one message per subject the
+// earlier ones are gone. When ctx ends first, complete is false.
+func (v *journalView) membersAt(ctx context.Context, seq uint64) (members []revoke.Presence, complete bool) {
+	for {
+		v.mu.Lock()
+		reached, moved := v.current != nil && v.loading == nil && v.current.ended >= seq, v.moved
+		v.mu.Unlock()
+		if reached {
+			_, members, _ = v.state()
+			return members, true
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			_, members, _ = v.state()
+			return members, false
+		}
+	}
 }
 
 // deliver is called with the view's mu held.

@@ -13,8 +13,10 @@ func stageOf(node string, stage Stage, unverified int) Receipt {
 	return Receipt{Revocation: "R", Seq: 7, Node: node, Boot: "b", Stage: stage, Unverified: unverified, Verb: "revoke", Scope: "principal.alice"}
 }
 
+const testStream = "PGEDGE@/1700000000000000000"
+
 func coordinator(members ...Presence) *Coordinator {
-	return NewCoordinator("R", 7, t0, members, 10*time.Second)
+	return NewCoordinator("R", 7, t0, testStream, members, 10*time.Second)
 }
 
 func wantVerdict(t *testing.T, c *Coordinator, now time.Time, final bool, want Verdict, certain bool) FleetVerdict {
@@ -249,7 +251,7 @@ func TestABootUnknownAtTheTimeDoesNotCountUnlessItAnswers(t *testing.T) {
 
 func TestAStartingNodeThatHasReplayedTheFactOwesNoReceipt(t *testing.T) {
 	c := coordinator(memberOf("s", StateStarting))
-	p := memberOf("s", StateServing)
+	p := memberOf("s", StateStarting)
 	p.Applied = 6
 	c.Presence(t0, p)
 	wantVerdict(t, c, t0, false, Incomplete, false)
@@ -262,6 +264,29 @@ func TestAStartingNodeThatHasReplayedTheFactOwesNoReceipt(t *testing.T) {
 	p.Applied = 99
 	c.Presence(t0, p)
 	wantVerdict(t, c, t0, false, Incomplete, false)
+}
+
+// A node's first heartbeat that says it serves came after its listeners had opened: a session could begin and be cut in
+// between, and the verdict was complete before its backend was seen gone.
+func TestAStartingNodeThatServesBeforeItShowsTheFactOwesAReceipt(t *testing.T) {
+	for what, next := range map[string]func(*Presence){
+		"serves":                 func(p *Presence) { p.State = StateServing },
+		"serves, then starts":    func(p *Presence) { p.State = StateServing; p.Applied = 6 },
+		"has a session, somehow": func(p *Presence) { p.Sessions = 1 },
+	} {
+		c := coordinator(memberOf("s", StateStarting))
+		p := memberOf("s", StateStarting)
+		p.Applied = 7
+		next(&p)
+		c.Presence(t0, p)
+		if what == "serves, then starts" {
+			p.State, p.Applied = StateStarting, 7
+			c.Presence(t0, p)
+		}
+		wantVerdict(t, c, t0, false, Incomplete, false)
+		c.Receipt(t0, stageOf("s", StageVerified, 0))
+		wantVerdict(t, c, t0, false, Complete, true)
+	}
 }
 
 func TestANewerFactsReceiptStandsForOneThatWasNeverSeen(t *testing.T) {

@@ -37,7 +37,7 @@ type verdictJSON struct {
 	Scope      string              `json:"scope"`
 	Verdict    revoke.Verdict      `json:"verdict"`
 	Matched    int                 `json:"matched"`
-	Unverified int                 `json:"unverified"`
+	Unverified int                 `json:"unverified"` // backends known to be concerned and not seen gone
 	Nodes      []revoke.NodeStatus `json:"nodes"`
 }
 
@@ -205,12 +205,29 @@ func (a *app) printNodeLine(pub *cluster.Publication, s revoke.NodeStatus) error
 	if a.json() {
 		return a.printJSON(nodeLineJSON{pub.ID, s})
 	}
-	_, err := fmt.Fprintf(a.io.out, "  %-20s  %-9s  after %s\n", s.Node, s.Status, milliseconds(s.AfterMS))
+	_, err := fmt.Fprintf(a.io.out, "  %-20s  %-9s  %s\n", s.Node, s.Status, progress(s))
 	return err
 }
 
+// progress says when a node came to its status, or for a silent one what its silence will prove, and when.
+func progress(s revoke.NodeStatus) string {
+	switch {
+	case s.FencedInMS > 0:
+		return "fenced in " + seconds(s.FencedInMS)
+	case s.Status == revoke.StatusFenced:
+		return "after " + seconds(s.AfterMS) + ": " + s.Why
+	case s.AfterMS > 0:
+		return "after " + milliseconds(s.AfterMS)
+	case s.Why != "":
+		return s.Why
+	case s.Status == revoke.StatusSilent:
+		return "no answer yet"
+	}
+	return "after " + milliseconds(s.AfterMS)
+}
+
 func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
-	matched, unverified := totals(o.receipts)
+	matched, unverified := totals(o)
 	if a.json() {
 		nodes := o.verdict.Nodes
 		if nodes == nil {
@@ -230,6 +247,12 @@ func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
 	fmt.Fprintf(w, ", %s\n", milliseconds(slowest))
 	for _, r := range o.receipts {
 		fmt.Fprintf(w, "  %-20s  %s, %s\n", r.Node, count(r.Matched, "session", "sessions"), pace(r))
+	}
+	for _, n := range o.verdict.Nodes {
+		switch n.Status {
+		case revoke.StatusFenced, revoke.StatusSilent, revoke.StatusGone:
+			fmt.Fprintf(w, "  %-20s  %s%s\n", n.Node, n.Status, reasonFor(n))
+		}
 	}
 	for _, why := range whys(o.receipts) {
 		fmt.Fprintf(w, "  not verified: %s\n", printable(why))
@@ -263,10 +286,26 @@ func explain(v revoke.Verdict) string {
 	return string(v)
 }
 
-func totals(receipts []revoke.Receipt) (matched, unverified int) {
-	for _, r := range receipts {
-		matched += r.Matched
-		unverified += r.Unverified
+// reasonFor says what a node's silence proves and does not prove.
+func reasonFor(n revoke.NodeStatus) string {
+	switch {
+	case n.Why != "":
+		return ": " + n.Why
+	case n.FencedInMS > 0:
+		return ": did not answer; its lease would prove it shut in " + seconds(n.FencedInMS)
+	case n.Status == revoke.StatusGone:
+		return ": silent for more than ten leases, so it serves nobody; not counted"
 	}
-	return matched, unverified
+	return ": did not answer"
+}
+
+// totals are the sessions that the receipts tell of, and the backends that were concerned and not seen gone.
+func totals(o outcome) (matched, notSeenGone int) {
+	for _, r := range o.receipts {
+		matched += r.Matched
+	}
+	for _, n := range o.verdict.Nodes {
+		notSeenGone += n.NotSeenGone
+	}
+	return matched, notSeenGone
 }

@@ -177,10 +177,11 @@ func (n *runningNode) start(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	// Before the listeners open: a heartbeat that still says starting proves that nobody has been served.
+	node.SetState(revoke.StateServing)
 	if err := n.eng.Start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
-	node.SetState(revoke.StateServing)
 	n.setStage("")
 	for _, a := range n.eng.Addrs() {
 		n.log.Info(logAccepting, "address", a.String())

@@ -75,6 +75,9 @@ func milliseconds(ms float64) string {
 	}
 }
 
+// seconds is a wait, for people who look at it while it passes.
+func seconds(ms float64) string { return fmt.Sprintf("%.1f s", ms/1000) }
+
 func microseconds(us int64) string { return milliseconds(float64(us) / 1000) }
 
 // age is a duration for people: its two largest units.
