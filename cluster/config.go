@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -83,6 +84,9 @@ type Engine interface {
 	Sessions(SessionFilter) []revoke.SessionInfo
 	// SessionCount is the number of live sessions, logins included.
 	SessionCount() int
+	// Impact says what a revocation of the scopes would stop now, and changes nothing. It may take until ctx ends, and
+	// is called from several goroutines.
+	Impact(ctx context.Context, scopes []revoke.Scope) []revoke.SessionImpact
 	// Freeze, Thaw and Drop follow the lease: it has ended, it has come back with every fact applied, it has not come
 	// back in time. They are called as Cut is, and must not block either.
 	Freeze()

@@ -53,20 +53,25 @@ func (c *Client) Sessions(ctx context.Context, filter SessionFilter) (sessions [
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot encode query: %w", err)
 	}
-	answers, missing, err := c.ask(ctx, sessionsSubject, request, filter.Node)
+	return askList[revoke.SessionInfo](ctx, c, sessionsSubject, request, filter.Node, c.opts.QueryTimeout)
+}
+
+// askList gathers the lists of all nodes.
+func askList[T any](ctx context.Context, c *Client, subject string, request []byte, only string, limit time.Duration) (all []T, missing []string, err error) {
+	answers, missing, err := c.askWithin(ctx, subject, request, only, limit)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, a := range answers {
 		for _, part := range a.parts {
-			var list []revoke.SessionInfo
+			var list []T
 			if err := json.Unmarshal(part, &list); err != nil {
-				return nil, nil, fmt.Errorf("cannot decode the sessions of node %s: %w", a.node, err)
+				return nil, nil, fmt.Errorf("cannot decode the answer of node %s: %w", a.node, err)
 			}
-			sessions = append(sessions, list...)
+			all = append(all, list...)
 		}
 	}
-	return sessions, missing, nil
+	return all, missing, nil
 }
 
 // Nodes lists every boot that the journal knows of, forgotten ones too, with what the live ones say about themselves.
@@ -128,9 +133,14 @@ type nodeAnswer struct {
 
 func (a *nodeAnswer) complete() bool { return a.last > 0 && len(a.parts) == a.last }
 
-// ask sends a query to all nodes and gathers answers until every live node, or the one named only, has answered.
+// ask sends a query to all nodes and gathers answers until every live node, or the one named only, has answered, or
+// DialOptions.QueryTimeout is over.
 func (c *Client) ask(ctx context.Context, subject string, request []byte, only string) (answers []*nodeAnswer, missing []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, c.opts.QueryTimeout)
+	return c.askWithin(ctx, subject, request, only, c.opts.QueryTimeout)
+}
+
+func (c *Client) askWithin(ctx context.Context, subject string, request []byte, only string, limit time.Duration) (answers []*nodeAnswer, missing []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	ctx, unbind := c.rights.bind(ctx)
 	defer unbind()

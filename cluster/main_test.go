@@ -97,6 +97,18 @@ func (e *fakeEngine) Cut(o revoke.Order) {
 	}
 }
 
+func (e *fakeEngine) Impact(_ context.Context, scopes []revoke.Scope) []revoke.SessionImpact {
+	var out []revoke.SessionImpact
+	for _, s := range e.sessions {
+		if slices.ContainsFunc(scopes, func(sc revoke.Scope) bool {
+			return sc.Matches(revoke.NewIdentity(s.Principal, s.Role, s.Database, s.ID))
+		}) {
+			out = append(out, revoke.SessionImpact{SessionInfo: s, Looked: true, Locks: 1})
+		}
+	}
+	return out
+}
+
 func (e *fakeEngine) Sessions(f SessionFilter) []revoke.SessionInfo {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -48,6 +48,7 @@ type Node struct {
 	repeats  repeatLimit // of what the connection complains about
 	stores   chan revoke.StoreCommand
 	rejects  chan rejection
+	impacts  chan struct{} // a token per question that is looked into
 	service  micro.Service
 	subs     []*nats.Subscription
 	cancels  cancelIntake

@@ -19,6 +19,7 @@ const (
 
 	sessionsSubject = "pgedge.query.sessions"
 	nodesSubject    = "pgedge.query.nodes"
+	impactSubject   = "pgedge.query.impact"
 
 	headerNode = "Pgedge-Node"
 	headerBoot = "Pgedge-Boot"
@@ -72,6 +73,7 @@ func (n *Node) serveQueries() error {
 		{"sessions", sessionsSubject, n.answerSessions},
 		{"nodes", nodesSubject, n.answerNodes},
 		{"drill", drillSubject, n.answerDrill},
+		{"impact", impactSubject, n.answerImpact},
 	} {
 		if err := svc.AddEndpoint(e.name, micro.HandlerFunc(e.handle), micro.WithEndpointSubject(e.subject)); err != nil {
 			return fmt.Errorf("cannot announce the query %s: %w", e.name, err)
@@ -96,17 +98,17 @@ func (n *Node) answerSessions(req micro.Request) {
 	if filter.Node == "" || filter.Node == n.cfg.Node {
 		sessions = n.eng.Sessions(filter)
 	}
-	n.answerList(req, sessions)
+	answerList(n, req, sessions)
 }
 
-// answerList sends the sessions as JSON arrays of at most maxReplyBytes each; at least one, possibly empty.
-func (n *Node) answerList(req micro.Request, sessions []revoke.SessionInfo) {
+// answerList sends a list as JSON arrays of at most maxReplyBytes each; at least one, possibly empty.
+func answerList[T any](n *Node, req micro.Request, list []T) {
 	var parts [][]byte
 	part := []byte{'['}
-	for _, s := range sessions {
-		b, err := json.Marshal(s)
+	for _, item := range list {
+		b, err := json.Marshal(item)
 		if err != nil || len(b)+2 > maxReplyBytes {
-			n.log.Warn("cannot put a session into an answer", "session", s.ID, "bytes", len(b), "error", err)
+			n.log.Warn("cannot put a session into an answer", "bytes", len(b), "error", err)
 			continue
 		}
 		if len(part)+len(b)+2 > maxReplyBytes {

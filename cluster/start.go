@@ -36,6 +36,7 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 		doubt:     make(chan string, 1),
 		stores:    make(chan revoke.StoreCommand, maxQueuedStores),
 		rejects:   make(chan rejection, maxQueuedRejections),
+		impacts:   make(chan struct{}, maxImpacts),
 		ctx:       nodeCtx,
 		cancel:    cancel,
 		consuming: make(chan struct{}),

@@ -210,28 +210,32 @@ func (e *Engine) SessionCount() int { return int(e.admitted.Load()) }
 // Sessions lists what the index holds; keep decides, nil keeps all.
 func (e *Engine) Sessions(keep func(revoke.SessionInfo) bool) []revoke.SessionInfo {
 	var out []revoke.SessionInfo
-	now := int64(time.Since(e.epoch))
 	for _, s := range e.index.all() {
-		info := revoke.SessionInfo{
-			ID: s.id, Node: e.cfg.Node, Principal: s.identity.Principal, Role: s.identity.Role,
-			Database: s.identity.Database, Client: s.clientString(), Application: s.application,
-			Since: s.began.UTC(), State: s.stateName(),
-		}
-		s.mu.Lock()
-		live := s.state == stLive
-		s.mu.Unlock()
-		if live {
-			info.BackendPID = s.key.PID
-			info.Upstream = s.link.remote.String()
-			if at := s.lastActive.Load(); at > 0 && info.State != "active" {
-				info.IdleSeconds = time.Duration(now - at).Seconds()
-			}
-		}
-		if keep == nil || keep(info) {
+		if info, _ := s.info(); keep == nil || keep(info) {
 			out = append(out, info)
 		}
 	}
 	return out
+}
+
+// info is what session lists show; live says that the session has a backend.
+func (s *session) info() (info revoke.SessionInfo, live bool) {
+	info = revoke.SessionInfo{
+		ID: s.id, Node: s.eng.cfg.Node, Principal: s.identity.Principal, Role: s.identity.Role,
+		Database: s.identity.Database, Client: s.clientString(), Application: s.application,
+		Since: s.began.UTC(), State: s.stateName(),
+	}
+	s.mu.Lock()
+	live = s.state == stLive
+	s.mu.Unlock()
+	if live {
+		info.BackendPID = s.key.PID
+		info.Upstream = s.link.remote.String()
+		if at := s.lastActive.Load(); at > 0 && info.State != "active" {
+			info.IdleSeconds = time.Duration(s.now() - at).Seconds()
+		}
+	}
+	return info, live
 }
 
 // Reload replaces limits, timeouts and contact. MaxSessions and MaxLogins are taken at the next start only.

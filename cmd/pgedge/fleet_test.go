@@ -60,6 +60,19 @@ func (e *fakeEngine) Sessions(f cluster.SessionFilter) []revoke.SessionInfo {
 	return out
 }
 
+func (e *fakeEngine) Impact(_ context.Context, scopes []revoke.Scope) []revoke.SessionImpact {
+	var out []revoke.SessionImpact
+	for _, s := range e.sessions {
+		for _, scope := range scopes {
+			if scope.Matches(revoke.NewIdentity(s.Principal, s.Role, s.Database, s.ID)) {
+				out = append(out, revoke.SessionImpact{SessionInfo: s, Looked: true, InTransaction: s.State == "active", TransactionSeconds: 75, StatementSeconds: 74, Written: true, Locks: 3, Blocks: 2})
+				break
+			}
+		}
+	}
+	return out
+}
+
 func (e *fakeEngine) Freeze() {}
 func (e *fakeEngine) Thaw()   {}
 func (e *fakeEngine) Drop()   {}
@@ -245,7 +258,15 @@ func TestDryRunPublishesNothing(t *testing.T) {
 		t.Error("a fact was published")
 		return false
 	})
-	out := f.expect(0, []string{"edge-a-1", "edge-a-2", "dry run: 2 sessions would end"}, "revoke", "alice", "--dry-run")
+	out := f.expect(0, []string{"edge-a-1", "edge-a-2", "1m15s, writing", "dry run: 2 sessions would end (edge-a 2); 2 open transactions, 2 of them writing; 6 locks held, 4 backends waiting for them; nothing was done"},
+		"revoke", "alice", "--dry-run")
+	for _, verb := range [][]string{{"kill", "alice"}, {"suspend", "alice", "--for", "1h"}, {"revoke", "--all"}} {
+		f.expect(0, []string{"dry run: ", "would end"}, append(verb, "--dry-run")...)
+	}
+	lines := decodeLines(t, f.expect(0, nil, "revoke", "alice", "--dry-run", "-o", "json"))
+	if last := lines[len(lines)-1]; len(lines) != 3 || lines[0]["locks"] != 3.0 || last["dry_run"] != true || last["sessions"] != 2.0 || last["missing"] == nil {
+		t.Errorf("got %v", lines)
+	}
 	if strings.Contains(out, "bob") {
 		t.Errorf("bob does not match:\n%s", out)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"strings"
 	"sync"
 
@@ -20,6 +21,7 @@ type dataPlane interface {
 	Sessions(keep func(revoke.SessionInfo) bool) []revoke.SessionInfo
 	SessionCount() int
 	CarryOutCancel(request []byte) (known bool)
+	Impact(ctx context.Context, scopes []revoke.Scope) []revoke.SessionImpact
 	Freeze()
 	Thaw()
 	Drop()
@@ -91,6 +93,15 @@ func (l *lateEngine) SessionCount() int {
 func (l *lateEngine) Cancel(request []byte) (known bool) {
 	e := l.engine()
 	return e != nil && e.CarryOutCancel(request)
+}
+
+// Impact implements cluster.Engine.
+func (l *lateEngine) Impact(ctx context.Context, scopes []revoke.Scope) []revoke.SessionImpact {
+	e := l.engine()
+	if e == nil {
+		return nil
+	}
+	return e.Impact(ctx, scopes)
 }
 
 // Freeze, Thaw and Drop implement cluster.Engine. Without an engine there is no session yet.

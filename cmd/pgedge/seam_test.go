@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"testing"
 
 	"pgedge/audit"
@@ -16,6 +17,9 @@ func (r *recorder) Cut(o revoke.Order) { r.keys = append(r.keys, o.Key) }
 func (r *recorder) SessionCount() int  { return 3 }
 func (r *recorder) CarryOutCancel([]byte) bool {
 	return false
+}
+func (r *recorder) Impact(context.Context, []revoke.Scope) []revoke.SessionImpact {
+	return nil
 }
 func (r *recorder) Freeze() {}
 func (r *recorder) Thaw()   {}

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"os"
 	"os/user"
 	"time"
@@ -89,7 +87,7 @@ func (a *app) verbCommand(verb revoke.Verb, cmd *cobra.Command) *cobra.Command {
 	fs.StringVar(&f.reason, "reason", "", "why, for the receipt; not shown to the user")
 	fs.DurationVar(&f.wait, "wait", 0, "at most this long, from the first attempt to store to the verdict (default: until the verdict is certain)")
 	fs.BoolVar(&f.noWait, "no-wait", false, "do not wait for any node: stored, not proven")
-	fs.BoolVar(&f.dryRun, "dry-run", false, "show the sessions that match, and do nothing")
+	fs.BoolVar(&f.dryRun, "dry-run", false, "show what would be stopped (sessions, open transactions, locks held), and do nothing")
 	if verb == revoke.VerbSuspend {
 		fs.DurationVar(&f.until, "for", 0, "how long, for example 2h (required)")
 	}
@@ -157,31 +155,4 @@ func actor() string {
 		name += "@" + host
 	}
 	return name
-}
-
-// dryRun shows the sessions that match at this moment. It publishes nothing.
-func (a *app) dryRun(ctx context.Context, client *cluster.Client, scopes []revoke.Scope) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	all, missing, err := client.Sessions(ctx, cluster.SessionFilter{})
-	if err != nil {
-		return err
-	}
-	var matched []revoke.SessionInfo
-	for _, s := range all {
-		id := revoke.NewIdentity(s.Principal, s.Role, s.Database, s.ID)
-		for _, scope := range scopes {
-			if scope.Matches(id) {
-				matched = append(matched, s)
-				break
-			}
-		}
-	}
-	if err := a.printSessions(matched, missing); err != nil {
-		return err
-	}
-	if !a.json() {
-		fmt.Fprintf(a.io.out, "dry run: %s would end, nothing was done\n", count(len(matched), "session", "sessions"))
-	}
-	return nil
 }
