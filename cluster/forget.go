@@ -94,8 +94,7 @@ func (c *Client) Forget(ctx context.Context, info NodeInfo, by string) (seq uint
 			return found.mine, nil
 		}
 		if ctx.Err() != nil {
-			return 0, fmt.Errorf("cannot forget node %s: %w", last.Node, errors.Join(ErrNotStored, err, c.nc.LastError(),
-				fmt.Errorf("it needs an operator's right to publish %s", subject)))
+			return 0, fmt.Errorf("cannot forget node %s: %w", last.Node, c.rights.explain(errors.Join(ErrNotStored, err)))
 		}
 	}
 }

@@ -60,7 +60,7 @@ session of that person, on every node, stops at once, and the receipt proves it.
 	root.SetHelpCommandGroupID(groupLook)
 	root.SetCompletionCommandGroupID(groupLook)
 	for _, c := range []*cobra.Command{
-		a.serveCommand(), a.demoCommand(), a.checkConfigCommand(), a.clusterCommand(),
+		a.serveCommand(), a.demoCommand(), a.checkConfigCommand(), a.doctorCommand(), a.clusterCommand(),
 		a.revokeCommand(), a.suspendCommand(), a.killCommand(), a.reinstateCommand(),
 		a.sessionsCommand(), a.nodesCommand(), a.revocationsCommand(), a.receiptsCommand(), a.drillCommand(), a.versionCommand(),
 	} {
@@ -82,7 +82,7 @@ const (
 // that nobody searches for the typing mistake.
 func laterCommands() []*cobra.Command {
 	var out []*cobra.Command
-	for _, name := range []string{"why", "user", "login", "connect", "doctor", "top"} {
+	for _, name := range []string{"why", "user", "login", "connect", "top"} {
 		out = append(out, laterCommand(name))
 	}
 	return out
