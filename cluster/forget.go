@@ -69,6 +69,8 @@ func age(ms int64) time.Duration { return (time.Duration(ms) * time.Millisecond)
 func (c *Client) Forget(ctx context.Context, info NodeInfo, by string) (seq uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, forgetLimit)
 	defer cancel()
+	ctx, unbind := c.rights.bind(ctx)
+	defer unbind()
 	last := info.Presence
 	b, err := json.Marshal(last.Forget(by, time.Now().UTC()))
 	if err != nil {
