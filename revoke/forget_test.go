@@ -77,3 +77,23 @@ func TestTimeForgetsOnlyWhatCannotBeServing(t *testing.T) {
 		}
 	}
 }
+
+// A goodbye that numbered itself like a heartbeat still to come would renew the lease of the process it declares dead.
+func TestForgettingABootMakesNoHeartbeatThatItHasNotSent(t *testing.T) {
+	p := memberOf("f", StateServing)
+	p.N = 57
+	if n := p.Forget("op@host", t0).N; n != 57 {
+		t.Errorf("it is number %d", n)
+	}
+}
+
+func TestAReplayDoesNotBringBackAForgottenBoot(t *testing.T) {
+	ms := newMembers()
+	heard := memberOf("f", StateServing)
+	heard.N = 57
+	ms.live(t0, heard)
+	ms.replayed(t0, heard.Forget("op@host", t0), t0)
+	if l := ms.list(t0); len(l) != 1 || l[0].State != StateLeft {
+		t.Errorf("got %+v", l)
+	}
+}

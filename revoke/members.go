@@ -28,7 +28,8 @@ func (ms *members) live(now time.Time, p Presence) {
 
 // replayed takes a heartbeat out of a replay. What has been heard live of the same boot is newer.
 func (ms *members) replayed(now time.Time, p Presence, stored time.Time) {
-	if m := ms.byKey[p.Node+"."+p.Boot]; m != nil && m.stored.IsZero() && m.presence.N >= p.N {
+	if m := ms.byKey[p.Node+"."+p.Boot]; m != nil && m.stored.IsZero() &&
+		(m.presence.N > p.N || m.presence.N == p.N && p.Forgotten == "") {
 		return
 	}
 	p.Heard = now

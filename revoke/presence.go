@@ -80,10 +80,10 @@ func (p Presence) Gone(now time.Time) bool { return now.Sub(p.Heard) > goneLease
 func (p Presence) Live(now time.Time) bool { return p.State != StateLeft && !p.Gone(now) }
 
 // Forget is the goodbye that somebody else says in place of a boot that was last heard with p. The numbers stay those
-// of its last heartbeat, as for a run that crashed.
+// of its last heartbeat, as for a run that crashed, and its number too: a process that runs after all may take this for
+// an echo of that heartbeat, which it is no older than, but never for one of a heartbeat that it has sent since.
 func (p Presence) Forget(by string, at time.Time) Presence {
 	p.State, p.Crashed, p.Forgotten, p.At = StateLeft, true, by, at
-	p.N++
 	return p
 }
 
