@@ -16,7 +16,7 @@ import (
 // announceSilent stores the heartbeat of a boot that says no more.
 func announceSilent(t *testing.T, n *Node, node string, change func(*revoke.Presence)) {
 	t.Helper()
-	p := revoke.Presence{V: 1, Node: node, Boot: newBoot(nil), N: 9, LeaseMS: 2000, OnStale: "freeze", Stream: n.streamID, State: revoke.StateServing, Sessions: 4}
+	p := revoke.Presence{V: 1, Node: node, Boot: newBoot(nil), N: 9, LeaseMS: 2000, OnStale: "freeze", Stream: n.stream(), State: revoke.StateServing, Sessions: 4}
 	if change != nil {
 		change(&p)
 	}
