@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -36,6 +37,7 @@ func (n *Node) handle(received time.Time, ev revoke.Event) {
 func (n *Node) carryOut(c revoke.Command) {
 	switch c := c.(type) {
 	case revoke.CutCommand:
+		n.sweeper.order(c.Order)
 		n.eng.Cut(c.Order)
 	case revoke.StoreCommand:
 		n.queueStore(c)
@@ -110,6 +112,9 @@ func (n *Node) onJournalMessage(d delivery) {
 		Stored:  d.Stored,
 		Pending: d.Pending,
 	})
+	if n.isReady.Load() && strings.HasPrefix(d.Subject, reinstatePrefix) {
+		n.sweeper.lookForRestores()
+	}
 	// During a replay the counters would be brought up to date thousands of times for nobody.
 	if d.Pending == 0 {
 		n.syncCounters()

@@ -92,6 +92,15 @@ type Engine interface {
 	Freeze()
 	Thaw()
 	Drop()
+	// Upstreams says which servers the node reaches with a usable control role, by revoke.ServerKey. Like the following,
+	// it is called from several goroutines.
+	Upstreams() map[string]revoke.UpstreamPresence
+	// Claims lists the backends that the node holds for some roles.
+	Claims(roles []string) []revoke.Claim
+	// Sweep makes one pass at one of the Upstreams and returns an outcome per task. It may take seconds.
+	Sweep(ctx context.Context, server string, pass revoke.SweepPass) ([]revoke.SweepOutcome, error)
+	// RestoreLogins gives LOGIN back to the roles whose marks at a server may says are undone, and returns them.
+	RestoreLogins(ctx context.Context, server string, may func(role string, m revoke.LoginMark) bool) ([]string, error)
 }
 
 // SessionFilter narrows a list of sessions; empty fields match everything. Names are compared in canonical form.

@@ -72,7 +72,7 @@ func TestADiagnosisNamesTheRightsThatANodeWouldMiss(t *testing.T) {
 	 { user: op, password: op }
 	 { user: a, password: a, permissions: {
 	   publish: { allow: ["pgedge.receipt.*.a.>", "$JS.API.>"] }
-	   subscribe: { allow: ["` + inboxOfNode("a") + `.>", "pgedge.revoke.>", "pgedge.suspend.>", "pgedge.query.>"] } } }
+	   subscribe: { allow: ["`+inboxOfNode("a")+`.>", "pgedge.revoke.>", "pgedge.suspend.>", "pgedge.query.>"] } } }
 	] }`)
 	as := func(user string) string {
 		return strings.Replace(s.ClientURL(), "nats://", fmt.Sprintf("nats://%s:%s@", user, user), 1)

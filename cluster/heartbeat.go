@@ -125,6 +125,9 @@ func (n *Node) presence(c revoke.HeartbeatCommand, state string) revoke.Presence
 		Unsettled: stats.Unsettled,
 		State:     state,
 		Rejected:  stats.Rejected,
+
+		HeartbeatMS: n.cfg.Heartbeat.Milliseconds(),
+		Upstreams:   n.eng.Upstreams(),
 	}
 }
 

@@ -3,6 +3,7 @@ package cluster
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -124,6 +125,17 @@ func (e *fakeEngine) Sessions(f SessionFilter) []revoke.SessionInfo {
 func (e *fakeEngine) Freeze() {}
 func (e *fakeEngine) Thaw()   {}
 func (e *fakeEngine) Drop()   {}
+
+func (e *fakeEngine) Upstreams() map[string]revoke.UpstreamPresence { return nil }
+func (e *fakeEngine) Claims([]string) []revoke.Claim                { return nil }
+
+func (e *fakeEngine) Sweep(context.Context, string, revoke.SweepPass) ([]revoke.SweepOutcome, error) {
+	return nil, errors.New("no server")
+}
+
+func (e *fakeEngine) RestoreLogins(context.Context, string, func(string, revoke.LoginMark) bool) ([]string, error) {
+	return nil, errors.New("no server")
+}
 
 func (e *fakeEngine) SessionCount() int {
 	e.mu.Lock()

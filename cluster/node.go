@@ -44,6 +44,7 @@ type Node struct {
 	rights   *rights
 	follower *follower
 	receipts *receiptQueue
+	sweeper  *sweeper
 	doubt    chan string // the follower's
 	repeats  repeatLimit // of what the connection complains about
 	stores   chan revoke.StoreCommand
@@ -152,7 +153,7 @@ func (n *Node) SetState(state string) {
 
 // PublishReceipt stores a receipt, pages before the summary. It never blocks: receipts wait in a bounded queue where
 // a later stage of the same revocation replaces an earlier one, and are retried until they are stored.
-func (n *Node) PublishReceipt(r revoke.Receipt) { n.receipts.put(r) }
+func (n *Node) PublishReceipt(r revoke.Receipt) { n.receipts.put(n.sweeper.amend(r)) }
 
 // Close says goodbye: pending receipts are stored and `left` is published as far as ctx allows, then everything
 // stops. The error says what could not be done; everything has stopped in any case.
@@ -167,6 +168,7 @@ func (n *Node) close(ctx context.Context) error {
 	if err := n.service.Stop(); err != nil {
 		problems = append(problems, fmt.Errorf("cannot stop the query service: %w", err))
 	}
+	n.sweeper.flush()
 	if err := n.receipts.drain(ctx); err != nil {
 		problems = append(problems, err)
 	}

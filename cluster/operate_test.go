@@ -35,7 +35,9 @@ func TestAFleetIsLookedAfterWithTheShippedPermissions(t *testing.T) {
 		return cfg
 	}(), newFakeEngine())
 	op := dial(t, DialOptions{URL: urlAs(s, "operator")})
-	waitNodes(t, op, "both nodes are live", func(nodes []NodeInfo) bool { return len(nodes) == 2 && nodes[0].Report != nil && nodes[1].Report != nil })
+	waitNodes(t, op, "both nodes are live", func(nodes []NodeInfo) bool {
+		return len(nodes) == 2 && nodes[0].Report != nil && nodes[1].Report != nil
+	})
 	asked, missing, err := op.Drill(testContext(t), DrillRequest{ID: "d", Step: DrillAsk}, nil)
 	if err != nil || len(missing) > 0 || len(asked) != 2 || asked[0].Canary != "canary" || asked[1].Canary != "" {
 		t.Fatalf("drill: %+v, missing %v, %v", asked, missing, err)

@@ -74,6 +74,7 @@ func (n *Node) serveQueries() error {
 		{"nodes", nodesSubject, n.answerNodes},
 		{"drill", drillSubject, n.answerDrill},
 		{"impact", impactSubject, n.answerImpact},
+		{"claims", claimsSubject, n.answerClaims},
 	} {
 		if err := svc.AddEndpoint(e.name, micro.HandlerFunc(e.handle), micro.WithEndpointSubject(e.subject)); err != nil {
 			return fmt.Errorf("cannot announce the query %s: %w", e.name, err)
@@ -102,13 +103,13 @@ func (n *Node) answerSessions(req micro.Request) {
 }
 
 // answerList sends a list as JSON arrays of at most maxReplyBytes each; at least one, possibly empty.
-func answerList[T any](n *Node, req micro.Request, list []T) {
+func answerList[T any](n *Node, req micro.Request, items []T) {
 	var parts [][]byte
 	part := []byte{'['}
-	for _, item := range list {
+	for _, item := range items {
 		b, err := json.Marshal(item)
 		if err != nil || len(b)+2 > maxReplyBytes {
-			n.log.Warn("cannot put a session into an answer", "bytes", len(b), "error", err)
+			n.log.Warn("cannot put an item into an answer", "subject", req.Subject(), "bytes", len(b), "error", err)
 			continue
 		}
 		if len(part)+len(b)+2 > maxReplyBytes {

@@ -47,6 +47,7 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 		cancels:   newCancelIntake(),
 		clock:     newLeaseClock(),
 	}
+	n.sweeper = newSweeper(n)
 	n.setState(revoke.StateStarting)
 	defer func() {
 		if err != nil {
@@ -210,6 +211,7 @@ func (n *Node) run(ctx context.Context) error {
 	n.work.Go(func() { n.follower.run(n.ctx) })
 	n.work.Go(n.heartbeatLoop)
 	n.work.Go(n.watchStreams)
+	n.work.Go(func() { n.sweeper.run(n.ctx) })
 	n.receipts.run(n.ctx, &n.work)
 	if err := n.serveQueries(); err != nil {
 		return err

@@ -18,6 +18,7 @@ const (
 
 	nodePrefix      = "pgedge.node."
 	receiptPrefix   = "pgedge.receipt."
+	reinstatePrefix = "pgedge.reinstate."
 	rejectedSubject = "pgedge.rejected"
 
 	// receiptRetention is thirteen months: a year of evidence is still there when the year's audit looks for it.

@@ -51,6 +51,8 @@ type Config struct {
 type Database struct {
 	Upstream    Upstream
 	MaxBackends int // most sessions of this entry at a time; 0: no limit of its own
+	// Sweep announces the entry's servers as ones where revoked roles are set NOLOGIN and their direct sessions ended.
+	Sweep bool
 }
 
 // Limits bound what clients can take.

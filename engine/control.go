@@ -18,6 +18,7 @@ import (
 const controlBatch = 100
 
 const (
+	controlApplication      = "pgedge control"
 	controlStatementTimeout = 3 * time.Second
 	controlConnectTimeout   = 3 * time.Second
 	controlKeepalive        = 15 * time.Second
@@ -32,6 +33,8 @@ type controller struct {
 	host     HostPort
 	network  string
 	address  string
+	sweep    atomic.Bool // a database entry that leads here is to be swept
+	line     sweepLine
 
 	proof atomic.Pointer[proof]
 	tried chan struct{} // closed after the first attempt to connect
@@ -60,6 +63,9 @@ type proof struct {
 	server        string // start time of the postmaster
 	byPort        bool   // (pid, our port) finds a backend; else (pid, backend_start), learned at login
 	checksClients bool   // the server takes client_connection_check_interval
+	key           string // names the server in the fleet, see revoke.ServerKey
+	seenAs        string // where the server sees this node's connections come from
+	mayNoLogin    bool   // may alter roles, as far as an attribute says it
 }
 
 // ask is a login that wants its backend_start.
@@ -93,10 +99,11 @@ func (r *controlRegistry) at(d *database, l *link) *controller {
 	if d.upstream.Control == nil {
 		return nil
 	}
-	return r.get(&d.upstream, l.host, l.remote.Network(), l.remote.String())
+	return r.get(d, l.host, l.remote.Network(), l.remote.String())
 }
 
-func (r *controlRegistry) get(u *Upstream, host HostPort, network, address string) *controller {
+func (r *controlRegistry) get(d *database, host HostPort, network, address string) *controller {
+	u := &d.upstream
 	key := fmt.Sprintf("%q", []string{address, u.Control.User, u.Control.Password, u.Control.Database, u.SSLMode, u.SSLRootCert, host.Host})
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -105,7 +112,11 @@ func (r *controlRegistry) get(u *Upstream, host HostPort, network, address strin
 		c = &controller{eng: r.eng, upstream: u, host: host, network: network, address: address,
 			wake: make(chan struct{}, 1), tried: make(chan struct{})}
 		r.byKey[key] = c
+		c.sweep.Store(d.sweep)
 		r.wg.Go(func() { c.run(r.ctx) })
+	}
+	if d.sweep {
+		c.sweep.Store(true)
 	}
 	return c
 }
@@ -133,7 +144,7 @@ func (r *controlRegistry) warm(ctx context.Context) {
 			}
 			at := conn.RemoteAddr()
 			conn.Close()
-			wait = append(wait, r.get(&d.upstream, host, at.Network(), at.String()))
+			wait = append(wait, r.get(d, host, at.Network(), at.String()))
 		}
 	}
 	for _, c := range wait {
@@ -164,6 +175,9 @@ func (e *Engine) Controls() map[string]string {
 func (r *controlRegistry) close() {
 	r.cancel()
 	r.wg.Wait()
+	for _, c := range r.list() {
+		c.line.hangUp()
+	}
 }
 
 // checksClients tells whether sessions may ask the server to watch for the death of this process.
@@ -330,7 +344,8 @@ func (c *controller) dial(ctx context.Context, local *int) (*pgconn.PgConn, erro
 	cfg.ConnectTimeout = controlConnectTimeout
 	cfg.ValidateConnect, cfg.AfterConnect = nil, nil
 	cfg.KerberosSrvName, cfg.KerberosSpn = "", ""
-	cfg.RuntimeParams = map[string]string{"application_name": "pgedge control", "timezone": "UTC", "datestyle": "ISO",
+	cfg.RuntimeParams = map[string]string{"application_name": controlApplication, "timezone": "UTC", "datestyle": "ISO",
+		"client_encoding": "UTF8", "standard_conforming_strings": "on",
 		"statement_timeout": strconv.Itoa(int(controlStatementTimeout.Milliseconds()))}
 	cfg.TLSConfig = tlsConfig
 	cfg.Fallbacks = nil

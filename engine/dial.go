@@ -85,6 +85,7 @@ func (u *Upstream) dialHost(ctx context.Context, s *session, host HostPort, host
 	if a, ok := raw.LocalAddr().(*net.TCPAddr); ok {
 		l.port = a.Port
 	}
+	s.noteBackendPort(l.port)
 	// A host that accepts and then says nothing must not take the time of the next one either.
 	stop := context.AfterFunc(dctx, func() { raw.SetDeadline(longAgo) })
 	if l.tls, err = u.negotiateTLS(dctx, w, host); err == nil && !stop() {

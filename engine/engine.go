@@ -68,6 +68,7 @@ type database struct {
 	name     string
 	upstream Upstream
 	max      int
+	sweep    bool
 	sessions atomic.Int64
 }
 
@@ -114,7 +115,7 @@ func New(cfg Config) (*Engine, error) {
 			// The fallback passes the client's own name on; a name in its URL is where the control role connects.
 			u.Database = ""
 		}
-		e.databases[name] = &database{name: name, upstream: u, max: d.MaxBackends}
+		e.databases[name] = &database{name: name, upstream: u, max: d.MaxBackends, sweep: d.Sweep}
 	}
 	e.metrics.registerGauges(cfg.Metrics, e)
 	return e, nil

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"pgedge/revoke"
 )
 
 // terminateSQL samples and ends a batch of backends in one statement. pg_stat_activity is read as a whole before the
@@ -275,7 +277,8 @@ func (c *controller) answerAsks(ctx context.Context) {
 func (c *controller) prove(ctx context.Context, conn *pgconn.PgConn) (*proof, error) {
 	p := &proof{}
 	out, err := rows(ctx, conn, `SELECT r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE'), pg_has_role('pg_read_all_stats', 'USAGE'),
-       pg_postmaster_start_time()::text
+       pg_postmaster_start_time()::text, coalesce(host(inet_client_addr()), '`+revoke.LocalAddress+`'),
+       (extract(epoch FROM pg_postmaster_start_time()) * 1e6)::bigint, r.rolcreaterole
 FROM pg_roles r WHERE r.rolname = current_user`)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the rights of the control role: %w", err)
@@ -284,6 +287,12 @@ FROM pg_roles r WHERE r.rolname = current_user`)
 		return nil, fmt.Errorf("the control role %q is not in pg_roles", c.upstream.Control.User)
 	}
 	p.superuser, p.server = out[0][0] == "t", out[0][3]
+	p.seenAs, p.mayNoLogin = out[0][4], p.superuser || out[0][6] == "t"
+	system := ""
+	if id, err := rows(ctx, conn, "SELECT system_identifier FROM pg_control_system()"); err == nil && len(id) == 1 {
+		system = id[0][0]
+	}
+	p.key = revoke.ServerKey(system, out[0][5])
 	if !p.superuser && out[0][1] != "t" {
 		p.missing = "pg_signal_backend"
 	}

@@ -28,6 +28,8 @@ type engineMetrics struct {
 	cancelsUnknown     *metrics.Counter
 	cancelsDropped     *metrics.Counter
 	verifyTimeouts     *metrics.Counter
+	sweptLeftOver      *metrics.Counter
+	sweptDirect        *metrics.Counter
 	loginSeconds       *metrics.PrometheusHistogram
 	cutSeconds         *metrics.PrometheusHistogram
 	closedSeconds      *metrics.PrometheusHistogram
@@ -50,6 +52,8 @@ func newEngineMetrics(set *metrics.Set) *engineMetrics {
 		cancelsUnreachable: set.NewCounter(`pgedge_cancels_total{result="unreachable"}`),
 		cancelsUnknown:     set.NewCounter(`pgedge_cancels_total{result="unknown"}`),
 		cancelsDropped:     set.NewCounter(`pgedge_cancels_total{result="dropped"}`),
+		sweptLeftOver:      set.NewCounter(`pgedge_swept_backends_total{of="silent"}`),
+		sweptDirect:        set.NewCounter(`pgedge_swept_backends_total{of="direct"}`),
 		verifyTimeouts:     set.NewCounter(`pgedge_revocation_timeouts_total`),
 		loginSeconds:       set.NewPrometheusHistogramExt(`pgedge_login_seconds`, latencyBounds),
 		cutSeconds:         set.NewPrometheusHistogramExt(`pgedge_revocation_cut_seconds`, latencyBounds),

@@ -76,13 +76,14 @@ type session struct {
 	wmu sync.Mutex
 
 	// mu guards what follows. Never held across I/O.
-	mu        sync.Mutex
-	state     sessionState
-	conns     []net.Conn // sockets of a login, whose deadlines a cut pulls to the past
-	interrupt func()     // ends whatever else a login waits for
-	orders    []*order   // revocations that wait for this session
-	stage     progress
-	result    revoke.SessionReceipt
+	mu          sync.Mutex
+	state       sessionState
+	backendPort int        // our own port towards the backend, known from the dial on; 0 on unix sockets
+	conns       []net.Conn // sockets of a login, whose deadlines a cut pulls to the past
+	interrupt   func()     // ends whatever else a login waits for
+	orders      []*order   // revocations that wait for this session
+	stage       progress
+	result      revoke.SessionReceipt
 
 	// Owned by the loop once enrolled; by the login goroutine before.
 	loop        *loop

@@ -52,6 +52,10 @@ type Presence struct {
 	// Forgotten is who has declared, in a goodbye said in the boot's place, that its process does not run any more.
 	// Nothing proves it.
 	Forgotten string `json:"forgotten,omitempty"`
+	// HeartbeatMS is the time between two heartbeats; three of them missed make the boot silent.
+	HeartbeatMS int64 `json:"heartbeat_ms,omitempty"`
+	// Upstreams are the servers that the boot reaches with a usable control role, by ServerKey.
+	Upstreams map[string]UpstreamPresence `json:"upstreams,omitempty"`
 	// Seq is the presence's position in the journal, where a reader has filled it in; it does not travel.
 	Seq uint64 `json:"-"`
 	// Heard is when this process last heard of the boot, by its own clock; it does not travel.

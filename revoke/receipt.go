@@ -107,12 +107,33 @@ type SessionReceipt struct {
 	SQLState     string    `json:"sqlstate"`
 }
 
-// Residue is what a kill cannot undo, counted in the database.
+// Residue is what a kill cannot undo and what was done about it in the database, as the one node saw it that was
+// responsible for the server. What could not be read is nil, never zero, and Why says what kept it from being read.
 type Residue struct {
-	PreparedXacts    int  `json:"prepared_xacts"`
-	ReplicationSlots int  `json:"replication_slots"`
-	DirectSessions   int  `json:"direct_sessions"`
-	RoleCanLogin     bool `json:"role_can_login"`
+	PreparedXacts    *int `json:"prepared_xacts,omitempty"`    // of the role, in all databases of the server
+	ReplicationSlots *int `json:"replication_slots,omitempty"` // in use by a backend of the role
+	// DirectSessions are backends of the role that no node holds: they bypass pgedge. Those that the sweep has ended
+	// are not counted.
+	DirectSessions *int  `json:"direct_sessions,omitempty"`
+	RoleCanLogin   *bool `json:"role_can_login,omitempty"`
+	// StoppedFor are the backends that were stopped for boots which could not do it themselves.
+	StoppedFor []StoppedFor `json:"stopped_for,omitempty"`
+	Swept      *Swept       `json:"swept,omitempty"` // only with sweep: true
+	Why        string       `json:"why,omitempty"`
+}
+
+// StoppedFor says how many backends of the role were stopped that came from a boot which was silent or had crashed.
+type StoppedFor struct {
+	Node     string `json:"node"`
+	Boot     string `json:"boot"`
+	Backends int    `json:"backends"`           // seen gone
+	NotGone  int    `json:"not_gone,omitempty"` // terminated, or not to be terminated by the control role, and still there
+}
+
+// Swept is what `sweep: true` has done.
+type Swept struct {
+	DirectSessions int  `json:"direct_sessions"` // ended and seen gone
+	NoLogin        bool `json:"nologin"`         // the role was set NOLOGIN for this; false where it could not log in before
 }
 
 // Paginate splits a receipt into a summary without sessions and pages of at most perPage of them (SessionsPerPage

@@ -11,7 +11,7 @@ import (
 )
 
 func receiptOf(sessions int) Receipt {
-	r := Receipt{Schema: ReceiptSchema, Revocation: "HR-1", Seq: 7, Stage: StageVerified, Matched: sessions, Node: "edge-a", Boot: "b1", Residue: &Residue{PreparedXacts: 1}, Sessions: []SessionReceipt{}}
+	r := Receipt{Schema: ReceiptSchema, Revocation: "HR-1", Seq: 7, Stage: StageVerified, Matched: sessions, Node: "edge-a", Boot: "b1", Residue: &Residue{Why: "unknown"}, Sessions: []SessionReceipt{}}
 	for i := range sessions {
 		r.Sessions = append(r.Sessions, SessionReceipt{ID: fmt.Sprintf("edge-a-%d", i)})
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -81,6 +82,16 @@ func (e *fakeEngine) SessionCount() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.sessions)
+}
+func (e *fakeEngine) Upstreams() map[string]revoke.UpstreamPresence { return nil }
+func (e *fakeEngine) Claims([]string) []revoke.Claim                { return nil }
+
+func (e *fakeEngine) Sweep(context.Context, string, revoke.SweepPass) ([]revoke.SweepOutcome, error) {
+	return nil, errors.New("no server")
+}
+
+func (e *fakeEngine) RestoreLogins(context.Context, string, func(string, revoke.LoginMark) bool) ([]string, error) {
+	return nil, errors.New("no server")
 }
 
 // testFleet is one real node of a cluster, with a fake engine.

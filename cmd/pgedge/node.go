@@ -282,7 +282,7 @@ func engineConfig(c *config.Config) (engine.Config, error) {
 		if d.ControlUser != "" {
 			up.Control = &engine.Credential{User: d.ControlUser, Password: d.ControlPassword.Reveal()}
 		}
-		databases[name] = engine.Database{Upstream: up, MaxBackends: d.MaxBackends}
+		databases[name] = engine.Database{Upstream: up, MaxBackends: d.MaxBackends, Sweep: d.Sweep}
 	}
 	return engine.Config{
 		Node: c.Node, Listen: c.Listen, Databases: databases,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 
@@ -25,6 +26,10 @@ type dataPlane interface {
 	Freeze()
 	Thaw()
 	Drop()
+	Upstreams() map[string]revoke.UpstreamPresence
+	Claims(roles []string) []revoke.Claim
+	Sweep(ctx context.Context, server string, pass revoke.SweepPass) ([]revoke.SweepOutcome, error)
+	RestoreLogins(ctx context.Context, server string, may func(string, revoke.LoginMark) bool) ([]string, error)
 }
 
 var _ dataPlane = (*engine.Engine)(nil)
@@ -113,6 +118,42 @@ func (l *lateEngine) onEngine(do func(dataPlane)) {
 	if e := l.engine(); e != nil {
 		do(e)
 	}
+}
+
+// Upstreams implements cluster.Engine. Without an engine there is no control connection yet.
+func (l *lateEngine) Upstreams() map[string]revoke.UpstreamPresence {
+	if e := l.engine(); e != nil {
+		return e.Upstreams()
+	}
+	return nil
+}
+
+// Claims implements cluster.Engine.
+func (l *lateEngine) Claims(roles []string) []revoke.Claim {
+	if e := l.engine(); e != nil {
+		return e.Claims(roles)
+	}
+	return nil
+}
+
+var errNoEngine = errors.New("the node is still starting")
+
+// Sweep implements cluster.Engine.
+func (l *lateEngine) Sweep(ctx context.Context, server string, pass revoke.SweepPass) ([]revoke.SweepOutcome, error) {
+	e := l.engine()
+	if e == nil {
+		return nil, errNoEngine
+	}
+	return e.Sweep(ctx, server, pass)
+}
+
+// RestoreLogins implements cluster.Engine.
+func (l *lateEngine) RestoreLogins(ctx context.Context, server string, may func(string, revoke.LoginMark) bool) ([]string, error) {
+	e := l.engine()
+	if e == nil {
+		return nil, errNoEngine
+	}
+	return e.RestoreLogins(ctx, server, may)
 }
 
 // auditRecord turns the engine's event into a record of the trail.

@@ -11,7 +11,10 @@ import (
 )
 
 // recorder is an engine that notes its orders.
-type recorder struct{ keys []string }
+type recorder struct {
+	dataPlane // what these tests do not call
+	keys      []string
+}
 
 func (r *recorder) Cut(o revoke.Order) { r.keys = append(r.keys, o.Key) }
 func (r *recorder) SessionCount() int  { return 3 }

@@ -52,6 +52,9 @@ func (l *loader) checkDatabase(name string, d Database) {
 	if d.passwordFile != "" && d.ControlUser == "" {
 		l.errorf(d.placed["control.password_file"], full+".control", "has a password_file but no user")
 	}
+	if d.Sweep && !d.HasControl() {
+		l.errorf(d.placed["sweep"], full+".sweep", "needs a control role, with CREATEROLE beside its other rights (PostgreSQL 16 and later: and ADMIN OPTION on the roles)")
+	}
 	if !d.HasControl() {
 		l.warnf(d.placed["upstream"], full+".control", "no control role: sessions are cut and closed, but their backends are not seen gone, so no kill is verified (exit code 3)")
 	}

@@ -60,6 +60,8 @@ type Database struct {
 	ControlPassword Secret
 	// MaxBackends is the most backends at a time; 0 means no limit.
 	MaxBackends int
+	// Sweep sets roles NOLOGIN when they are revoked, and ends their sessions that bypass pgedge. Default: false.
+	Sweep bool
 
 	passwordFile string
 	// placed is where each key of this database was set, for problems found later.

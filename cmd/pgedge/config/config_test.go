@@ -64,9 +64,9 @@ timeouts: {idle_session: 1m, idle_in_transaction: 0, session_max: 12h, drain: 5s
 contact: it@corp.com
 databases:
   app:
-    upstream: postgres://db1:5432,db2:5432/app?sslmode=disable
+    upstream: postgres://u@db1:5432,db2:5432/app?sslmode=disable
     pool: {mode: session, max_backends: 7}
-    sweep: false
+    sweep: true
 auth: {method: passthrough, rules: []}
 cluster: {nats: [nats://a:4222, "nats://b:4222"], replicas: 1, heartbeat: 200ms, lease: 4s, freeze: 9s, freeze_in_transaction: 2s, on_stale: serve, verify_timeout: 3s}
 audit: {file: /tmp/audit.jsonl, queries: off, stream: false}
@@ -80,7 +80,7 @@ identity: {github: {}, scim: {}}
 		Limits:   Limits{MaxSessions: 100, MaxLogins: 5, LoginTimeout: 2 * time.Second, PerPrincipal: 3},
 		Timeouts: Timeouts{IdleSession: time.Minute, SessionMax: 12 * time.Hour, Drain: 5 * time.Second},
 		Databases: map[string]Database{"app": {
-			Upstream: "postgres://db1:5432,db2:5432/app?sslmode=disable", MaxBackends: 7,
+			Upstream: "postgres://u@db1:5432,db2:5432/app?sslmode=disable", MaxBackends: 7, Sweep: true,
 		}},
 		Cluster: Cluster{URLs: []Secret{"nats://a:4222", "nats://b:4222"}, Listen: "127.0.0.1:0", Replicas: 1, Heartbeat: 200 * time.Millisecond,
 			Lease: 4 * time.Second, Freeze: 9 * time.Second, FreezeInTransaction: 2 * time.Second, OnStale: "serve", VerifyTimeout: 3 * time.Second},
@@ -106,7 +106,7 @@ databases:
   app:
     upstream: postgres://u@db
     pool: {mode: transaction, size: 50}
-    sweep: true
+    sweep: perhaps
     contrl: {}
   bad: {pool: {mode: statement}}
 auth: {method: scram}
@@ -128,7 +128,7 @@ contact: "${HOME}"
 		`7 timeouts.drain: "soon" is not a duration such as 30s, 5m or 1h30m`,
 		`11 databases.app.pool.mode: transaction: not supported in this version (only session)`,
 		`11 databases.app.pool.size: not supported in this version`,
-		`12 databases.app.sweep: true: not supported in this version (only false)`,
+		`12 databases.app.sweep: "perhaps" is not true or false`,
 		`13 databases.app.contrl: unknown key; did you mean control?`,
 		`14 databases.bad: has no upstream`,
 		`14 databases.bad.pool.mode: "statement" is not one of session or transaction`,
@@ -355,4 +355,11 @@ func FuzzLoadNeverPanics(f *testing.F) {
 		l.apply(b)
 		l.check()
 	})
+}
+
+func TestASweepWithoutAControlRoleIsAnError(t *testing.T) {
+	_, r := load(t, "databases:\n  app:\n    upstream: postgres://db:5432/app\n    sweep: true\n")
+	if got := lines(r.Errors); len(got) != 1 || !strings.HasPrefix(got[0], "4 databases.app.sweep: needs a control role") {
+		t.Errorf("problems: %q", got)
+	}
 }

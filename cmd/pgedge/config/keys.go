@@ -46,6 +46,16 @@ func textKey[T any](path string, field func(*T) *string, parse func(string) (str
 	}}
 }
 
+func boolKey[T any](path string, field func(*T) *bool) key[T] {
+	return key[T]{path: path, set: func(t *T, vs []string) error {
+		if vs[0] != "true" && vs[0] != "false" {
+			return fmt.Errorf("%q is not true or false", vs[0])
+		}
+		*field(t) = vs[0] == "true"
+		return nil
+	}}
+}
+
 // onlyKey is a key whose values are known but not all implemented.
 func onlyKey[T any](path string, values []string, only ...string) key[T] {
 	return key[T]{path: path, values: values, only: only}
@@ -181,7 +191,7 @@ var databaseKeys = []key[Database]{
 	textKey("control.password_file", func(d *Database) *string { return &d.passwordFile }, parsePath),
 	laterKey[Database]("login.user"),
 	laterKey[Database]("login.password_file"),
-	onlyKey[Database]("sweep", []string{"true", "false"}, "false"),
+	boolKey("sweep", func(d *Database) *bool { return &d.Sweep }),
 }
 
 // apply takes one value for one key, whatever its source.
