@@ -106,6 +106,9 @@ func (e *Engine) cancelSession(ctx context.Context, s *session) {
 	if s.cutNow() {
 		return // its backend is being ended, which is more
 	}
+	if !e.fresh() {
+		return // nothing passes, and a statement that holds locks is ended in time
+	}
 	if s.ignoresCancel(ctx) {
 		e.metrics.cancelsIdle.Inc()
 		return

@@ -45,11 +45,12 @@ func (l *loop) runCut(batch []*session) {
 	l.each(batch, func(s *session) {
 		if !s.isCut {
 			s.isCut = true
+			s.melt() // a cut is for good
 			s.cutOpen = s.front.open() || s.back.open()
 			fresh = append(fresh, s)
 			s.bearWitness()
-			s.front.freeze()
-			s.back.freeze()
+			s.front.shut()
+			s.back.shut()
 		}
 	})
 	l.each(fresh, func(s *session) {
@@ -58,19 +59,24 @@ func (l *loop) runCut(batch []*session) {
 		}
 		s.advance(prCut)
 	})
-	if len(fresh) <= cutChunk {
-		l.die(fresh)
+	l.chunked(fresh, l.die)
+}
+
+// chunked runs f for a batch: at once if it is small, else chunk by chunk, posted from outside, so that the loop looks
+// at its sockets between two chunks.
+func (l *loop) chunked(batch []*session, f func([]*session)) {
+	if len(batch) <= cutChunk {
+		f(batch)
 		return
 	}
-	// The rest is posted chunk by chunk from outside: the loop looks at its sockets between two chunks.
 	go func() {
-		for len(fresh) > 0 {
-			n := min(cutChunk, len(fresh))
-			chunk, ran := fresh[:n], make(chan struct{})
-			fresh = fresh[n:]
+		for len(batch) > 0 {
+			n := min(cutChunk, len(batch))
+			chunk, ran := batch[:n], make(chan struct{})
+			batch = batch[n:]
 			l.post(func() {
 				defer close(ran)
-				l.die(chunk)
+				f(chunk)
 			})
 			select {
 			case <-ran:
@@ -91,16 +97,15 @@ func (l *loop) each(batch []*session, f func(*session)) {
 	}
 }
 
-// freeze stops a side: gnet writes its outbound buffer before it calls anybody, so writing is switched off where
-// something is buffered. A backend that is at work is not read either until it has been told to terminate: a statement
+// shut stops a side for good. What is buffered for it is never written, nor when gnet closes it. A backend that is at work is not read either until it has been told to terminate: a statement
 // that waits for its output to be taken could finish, and commit, into our hands. Elsewhere reading needs no switch:
 // the closed gate drops what comes.
-func (sd *side) freeze() {
+func (sd *side) shut() {
 	if sd.conn == nil {
 		return
 	}
 	sd.phase = phCut
-	if sd.frozen = sd.buffered(); sd.frozen > 0 || !sd.isFront && sd.s.busy() {
+	if sd.unsent = sd.buffered(); sd.unsent > 0 || !sd.isFront && sd.s.busy() {
 		sd.arm()
 	}
 }
@@ -116,7 +121,7 @@ func terminated(batch []*session) {
 	}
 }
 
-// die ends sessions that have been frozen: their backends are handed to the control connections first, since nothing
+// die ends sessions whose sides are shut: their backends are handed to the control connections first, since nothing
 // is more urgent, and their clients are told meanwhile.
 func (l *loop) die(batch []*session) {
 	targets := make(map[*controller][]*target)
@@ -152,7 +157,11 @@ func (s *session) dieFront() {
 		return
 	}
 	f := s.lastWord(Reason(s.gate.Load()), true)
-	if front.frozen > 0 || !s.clientWhole {
+	if f.Code == "" && front.unsent == 0 {
+		front.close() // there is nothing to say
+		return
+	}
+	if front.unsent > 0 || !s.clientWhole {
 		front.drop()
 		return
 	}
@@ -229,6 +238,10 @@ func (s *session) bearWitness() {
 	held := sd.held[:sd.heldLen]
 	sd.heldLen = 0
 	s.evidence.observe(&sd.scan, held)
+	if len(sd.ahead) > 0 {
+		s.evidence.observe(&sd.scan, sd.ahead)
+		sd.ahead = nil
+	}
 }
 
 // backendSettled runs on the loop when the end of the backend is certain or has been given up on. What the backend

@@ -8,9 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// drainWatch tells a loop when the socket of a slow peer takes bytes again. gnet writes its outbound buffers by itself
-// and calls nobody when one has drained; so the few sockets that somebody waits for are watched by an epoll descriptor
-// of our own as well. It costs nothing while a peer sleeps, and nothing is polled.
+// drainWatch tells a loop when the socket of a slow peer takes bytes again. gnet would write its outbound buffers by
+// itself, without a look at the lease, and calls nobody when one has drained; so the few sockets that have something
+// buffered are watched by an epoll descriptor of our own instead. It costs nothing while a peer sleeps, and nothing is
+// polled.
 type drainWatch struct {
 	epfd int
 	file *os.File // the same descriptor, for the runtime's poller: waiting for it holds no thread
@@ -101,10 +102,11 @@ func (sd *side) watch() {
 	}
 }
 
-// drained writes out what is buffered and lets go on what waited for it.
+// drained writes out what is buffered, if the lease allows it, and lets go on what waited for it. Nothing else writes
+// out what has been buffered; a thaw asks for it again.
 func (sd *side) drained() {
 	sd.watched = false
-	if sd.conn == nil || sd.phase != phRelay && sd.phase != phFlush || sd.s.cutNow() {
+	if sd.conn == nil || sd.phase != phRelay && sd.phase != phFlush || sd.s.cutNow() || !sd.s.mayPass() {
 		return
 	}
 	if sd.buffered() > 0 {
@@ -121,15 +123,7 @@ func (sd *side) drained() {
 	case sd.phase == phRelay && sd.buffered() <= lowMarkBytes:
 		sd.peer().resume(pausePeer)
 	}
-	if sd.waitedFor() {
+	if sd.buffered() > 0 {
 		sd.watch()
 	}
-}
-
-// waitedFor tells whether anything waits for this side's buffer to drain.
-func (sd *side) waitedFor() bool {
-	if sd.buffered() == 0 {
-		return false
-	}
-	return sd.phase == phFlush || sd.phase == phRelay && (sd.peer().paused&pausePeer != 0 || sd.overfull())
 }

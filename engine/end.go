@@ -13,13 +13,15 @@ import (
 // closed is called when a socket is gone, for whatever cause.
 func (sd *side) closed(err error) {
 	s := sd.s
-	if sd.frozen > 0 {
+	if sd.unsent > 0 {
 		// What was buffered at the cut must still be there. A bare io.EOF says that gnet has thrown it away itself,
 		// since the connection was broken.
-		if moved := sd.frozen - sd.buffered(); moved > 0 && err != io.EOF {
+		if moved := sd.unsent - sd.buffered(); moved > 0 && err != io.EOF {
 			s.afterCut(moved)
 		}
 		unix.Shutdown(sd.conn.Fd(), unix.SHUT_WR) // gnet writes what is buffered after this callback
+	} else if sd.buffered() > 0 && !s.mayPass() {
+		sd.seal()
 	}
 	if sd.paused != 0 {
 		s.eng.metrics.pausedSides.Add(-1)
@@ -90,6 +92,10 @@ func (s *session) end(r Reason, detail string) {
 		return
 	}
 	s.reason, s.detail = r, detail
+	if !s.mayPass() {
+		s.kill(r, detail)
+		return
+	}
 	s.mu.Lock()
 	if s.state != stEnding && s.state != stEnded {
 		s.moveLocked(stEnding)
@@ -155,6 +161,7 @@ func (s *session) checkDone() {
 		return
 	}
 	s.done = true
+	s.melt()
 	s.rearm()
 	l := s.loop
 	delete(l.sessions, s)
@@ -172,10 +179,12 @@ func (s *session) checkDone() {
 		"database", s.identity.Database, "detail", s.detail)
 	e.cfg.OnAudit(s.auditEvent("end", s.reason))
 	e.release(s)
-	if !ordered {
-		s.conclude(nil)
-	} else if !s.isCut {
+	switch {
+	case s.isCut: // its target concludes it
+	case ordered:
 		l.runCut([]*session{s}) // it ended by itself while an order was on its way to it
+	default:
+		s.conclude(nil)
 	}
 }
 

@@ -17,7 +17,7 @@ const lingerTime = time.Second
 // endLogin ends a session that has not come to a loop. It lingers for up to a second once the evidence is complete.
 func (e *Engine) endLogin(s *session, front *wire, lerr *loginError) {
 	s.mu.Lock()
-	if s.cutNow() && !lerr.reason.cutReason() {
+	if s.cutNow() && !lerr.reason.cutReason() && lerr.reason != ReasonProbe && lerr.reason != ReasonCancelRequest {
 		lerr = fail(Reason(s.gate.Load()), lerr.err) // the cut made the login fail, whatever it looked like
 	}
 	s.moveLocked(stEnded)

@@ -49,6 +49,7 @@ type Engine struct {
 	admitted   atomic.Int64
 	nextID     atomic.Uint64
 	draining   atomic.Bool
+	lease      atomic.Uint32 // leaseHeld, leaseFrozen or leaseDropped; see freeze.go
 	logins     loginSet
 	background sync.WaitGroup
 	done       chan struct{} // closed when the engine stops taking clients

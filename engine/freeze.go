@@ -1,10 +1,120 @@
 package engine
 
-// Freeze lets no further byte pass in either direction; the sockets stay. Called from one goroutine at a time, like Cut.
-func (e *Engine) Freeze() {}
+import "time"
+
+// What the cluster has last said of the lease, in Engine.lease. Whether the node may serve is asked of fresh, which
+// looks at the clocks as well: a process that was stopped past its lease learns of it here first.
+const (
+	leaseHeld    uint32 = iota // sessions are served while Config.Fresh says so
+	leaseFrozen                // every session waits for Thaw
+	leaseDropped               // and has been ended: the lease has not come back in time
+)
+
+// fresh tells whether bytes may pass now. Two loads and two looks at a clock: nothing is allocated and nothing waits.
+func (e *Engine) fresh() bool { return e.lease.Load() == leaseHeld && e.cfg.Fresh() }
+
+// Freeze lets no further byte pass in either direction; the sockets stay. Logins under way are refused, and so is who
+// comes later. Called from one goroutine at a time, like Cut.
+func (e *Engine) Freeze() {
+	if !e.lease.CompareAndSwap(leaseHeld, leaseFrozen) {
+		return
+	}
+	refused := e.refuseLogins()
+	e.log.Warn("the lease has ended: sessions are frozen and logins refused", "sessions", e.SessionCount(), "logins_refused", refused)
+	for _, l := range e.loops {
+		l.post(l.freeze)
+	}
+}
 
 // Thaw lets frozen sessions go on with what is buffered. The facts missed meanwhile have been applied.
-func (e *Engine) Thaw() {}
+func (e *Engine) Thaw() {
+	if e.lease.Swap(leaseHeld) != leaseHeld {
+		e.log.Info("the lease is back: sessions go on", "sessions", e.SessionCount(), "frozen", e.metrics.frozenSessions.Load())
+	}
+	for _, l := range e.loops {
+		l.post(l.thaw)
+	}
+}
 
-// Drop ends every frozen session with the full kill, for a lease that has not come back in time.
-func (e *Engine) Drop() {}
+// Drop ends every session of now with the full kill, for a lease that has not come back in time; logins are refused
+// until Thaw.
+func (e *Engine) Drop() {
+	if e.lease.Swap(leaseDropped) == leaseDropped {
+		return
+	}
+	refused := e.refuseLogins()
+	e.log.Warn("the lease has not come back: sessions are ended with their backends", "sessions", e.SessionCount(), "logins_refused", refused)
+	at := time.Now()
+	for _, l := range e.loops {
+		l.post(func() { l.drop(at) })
+	}
+}
+
+// refuseLogins makes every login under way fail with the reason stale, and returns how many it found. One that begins
+// meanwhile is in the set before it looks at the lease, as with revocations.
+func (e *Engine) refuseLogins() (refused int) {
+	ls := &e.logins
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for s := range ls.sessions {
+		if s.refuseStale() {
+			refused++
+		}
+	}
+	return refused
+}
+
+// refuseStale closes the gate of a login for the lease. A session that is already on its way to a loop is left to the
+// loop, which looks at the lease before it reads anything.
+func (s *session) refuseStale() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != stLogin || s.cutNow() {
+		return false
+	}
+	s.closeGateLocked(ReasonStaleLogin, nil)
+	s.interruptLocked()
+	return true
+}
+
+// freeze is one task for all sessions of a loop. Tasks can overtake each other in gnet's queues, so each looks at what
+// holds now.
+func (l *loop) freeze() {
+	if l.eng.lease.Load() == leaseHeld {
+		return
+	}
+	for s := range l.sessions {
+		func() {
+			defer l.eng.guard(s)
+			s.freeze()
+		}()
+	}
+}
+
+// thaw wakes the frozen sessions of a loop, a chunk at a time. A session whose gate has been closed is left to its cut.
+func (l *loop) thaw() {
+	var batch []*session
+	for s := range l.sessions {
+		if s.frozen {
+			batch = append(batch, s)
+		}
+	}
+	l.chunked(batch, func(chunk []*session) {
+		if l.eng.lease.Load() == leaseHeld {
+			l.each(chunk, (*session).thaw)
+		}
+	})
+}
+
+// drop cuts all sessions that began before the node gave up, those included that are ending but still have a backend.
+func (l *loop) drop(at time.Time) {
+	var batch []*session
+	for s := range l.sessions {
+		if s.isCut || s.began.After(at) || s.reason != reasonNone && !s.back.open() {
+			continue
+		}
+		s.shutGate(ReasonStale, "the lease has not come back in time")
+		batch = append(batch, s)
+	}
+	l.runCut(batch)
+}

@@ -98,8 +98,8 @@ func TestKillDropsWhatTheBackendHasNotTaken(t *testing.T) {
 		t.Errorf("session: %+v", got)
 	}
 	s.onLoop(func() {
-		if s.back.frozen < highMarkBytes {
-			t.Errorf("only %d bytes were buffered for the backend: the test shows nothing", s.back.frozen)
+		if s.back.unsent < highMarkBytes {
+			t.Errorf("only %d bytes were buffered for the backend: the test shows nothing", s.back.unsent)
 		}
 	})
 	told(t, <-follow(r), "28000")

@@ -117,8 +117,8 @@ func TestKillOfAClientThatHangsUpMeanwhile(t *testing.T) {
 	s.onLoop(func() {
 		s.reason = ReasonRevoked
 		s.bearWitness()
-		s.front.freeze()
-		s.back.freeze()
+		s.front.shut()
+		s.back.shut()
 	})
 	r.Reset()
 	waitOnLoop(t, s, func() bool { return !s.front.open() })

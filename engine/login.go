@@ -185,7 +185,7 @@ func readStartup(front *wire, r *bufio.Reader) (*codec.StartupPacket, *loginErro
 		if again {
 			return nil, startupError(codec.UnsupportedProtocol(pkt.Major, pkt.Minor))
 		}
-		if _, err := front.Write([]byte{'N'}); err != nil {
+		if err := front.answer('N'); err != nil {
 			return nil, front.s.ioError(err, ReasonClientGone)
 		}
 		// Bytes sent without waiting for the answer could be a man in the middle's (CVE-2021-23214).
@@ -232,8 +232,11 @@ func (e *Engine) register(s *session, pkt *codec.StartupPacket) *loginError {
 	if e.draining.Load() {
 		return fail(ReasonShutdownLogin, nil)
 	}
-	if err := e.cfg.Serving(); err != nil {
+	if err := e.cfg.Serving(); err != nil && e.lease.Load() == leaseHeld {
 		return fail(ReasonNotReady, err)
+	}
+	if !e.fresh() {
+		return fail(ReasonStaleLogin, nil)
 	}
 	entry := e.databases[db]
 	if entry == nil {

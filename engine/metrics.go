@@ -35,6 +35,7 @@ type engineMetrics struct {
 	closedSeconds      *metrics.PrometheusHistogram
 	verifiedSeconds    *metrics.PrometheusHistogram
 	pausedSides        atomic.Int64
+	frozenSessions     atomic.Int64
 }
 
 func newEngineMetrics(set *metrics.Set) *engineMetrics {
@@ -101,5 +102,6 @@ func (m *engineMetrics) registerGauges(set *metrics.Set, e *Engine) {
 		})
 	}
 	set.NewGauge(`pgedge_sessions_limit`, func() float64 { return float64(e.capacity.sessions) })
+	set.NewGauge(`pgedge_frozen_sessions`, func() float64 { return float64(m.frozenSessions.Load()) })
 	set.NewGauge(`pgedge_paused_sides`, func() float64 { return float64(m.pausedSides.Load()) })
 }

@@ -19,6 +19,8 @@ const (
 	ReasonSuspended
 	ReasonKilled
 	ReasonNotReady
+	ReasonStale
+	ReasonStaleLogin
 	ReasonShutdown
 	ReasonShutdownLogin
 	ReasonTooManySessions
@@ -63,6 +65,8 @@ var outcomes = [reasonCount]outcome{
 	ReasonSuspended:           {"suspended", codec.SeverityFatal, "28000", "access for %q is suspended", slog.LevelWarn},
 	ReasonKilled:              {"killed", codec.SeverityFatal, "57P01", "session of %q was ended by an administrator", slog.LevelWarn},
 	ReasonNotReady:            {"not_ready", codec.SeverityFatal, "57P03", "this node is not ready to accept connections", slog.LevelInfo},
+	ReasonStale:               {"stale", codec.SeverityFatal, "57P03", "terminating connection because this node has lost the journal of revocations", slog.LevelWarn},
+	ReasonStaleLogin:          {"stale_login", codec.SeverityFatal, "57P03", "this node has lost the journal of revocations and accepts no connections until it is back", slog.LevelInfo},
 	ReasonShutdown:            {"shutdown", codec.SeverityFatal, "57P01", "terminating connection because this node is shutting down", slog.LevelInfo},
 	ReasonShutdownLogin:       {"shutdown_login", codec.SeverityFatal, "57P03", "this node is shutting down", slog.LevelInfo},
 	ReasonTooManySessions:     {"too_many_sessions", codec.SeverityFatal, "53300", "sorry, too many clients already", slog.LevelWarn},

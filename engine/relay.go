@@ -32,6 +32,9 @@ func (s *session) join() {
 	s.front.phase, s.back.phase = phRelay, phRelay
 	s.loop.sessions[s] = struct{}{}
 	s.mu.Lock()
+	if s.eng.lease.Load() == leaseDropped {
+		s.closeGateLocked(ReasonStale, nil)
+	}
 	cut := s.cutNow()
 	if cut {
 		s.moveLocked(stEnding)
@@ -43,10 +46,23 @@ func (s *session) join() {
 		s.loop.runCut([]*session{s})
 		return
 	}
+	s.catchUp(pauseJoining)
+	if s.reason != reasonNone {
+		return
+	}
+	s.rearm()
+	if s.eng.draining.Load() {
+		s.endAtSyncPoint(ReasonShutdown)
+	}
+}
+
+// catchUp relays what has been read and not passed on, before anything that comes behind it, and lets both sides go
+// on. The session may end or freeze on the way.
+func (s *session) catchUp(why pauseSet) {
 	for _, sd := range []*side{&s.back, &s.front} {
-		ahead := sd.ahead
-		sd.ahead = nil
-		if len(ahead) > 0 {
+		if len(sd.ahead) > 0 && s.mayPass() {
+			ahead := sd.ahead
+			sd.ahead = nil
 			s.forward(sd, ahead)
 		}
 		if s.reason != reasonNone {
@@ -54,16 +70,14 @@ func (s *session) join() {
 		}
 	}
 	if s.link.tls != nil {
-		s.relayTLS() // plaintext may sit inside the TLS connection since the handshake
+		s.relayTLS() // plaintext may sit inside the TLS connection, since the handshake or since a freeze
+		s.keepCiphertext()
 	}
-	if s.reason != reasonNone {
-		return
-	}
-	s.front.resume(pauseJoining)
-	s.back.resume(pauseJoining)
-	s.rearm()
-	if s.eng.draining.Load() {
-		s.endAtSyncPoint(ReasonShutdown)
+	for _, sd := range []*side{&s.front, &s.back} {
+		if s.reason != reasonNone || s.frozen && why == pauseFrozen {
+			return
+		}
+		sd.resume(why)
 	}
 }
 
@@ -72,7 +86,7 @@ func (sd *side) readable() {
 	switch sd.phase {
 	case phRelay:
 		if sd.paused != 0 {
-			sd.arm() // gnet has armed reading again; at most this one buffer has slipped in
+			sd.arm() // it was paused after its event had been fetched; this one buffer stays unread
 			return
 		}
 		sd.s.relay(sd)
@@ -90,6 +104,9 @@ func (s *session) relay(sd *side) {
 	if testRelayHook != nil {
 		testRelayHook(s)
 	}
+	if !s.mayPass() {
+		return
+	}
 	buf, err := sd.conn.Peek(-1)
 	if err != nil || len(buf) == 0 {
 		return
@@ -106,8 +123,8 @@ func (s *session) relay(sd *side) {
 	}
 }
 
-// forward scans p, looks at the gate, and writes p to the other side. p is modified only where the backend's pid
-// is replaced; it is not kept.
+// forward scans p, looks at the gate, and writes p to the other side; the caller has looked at the lease. p is modified
+// only where the backend's pid is replaced; it is not kept.
 func (s *session) forward(sd *side, p []byte) {
 	if s.gate.Load() != 0 {
 		// The loop's own task ends the session; nothing passes any more.
@@ -172,8 +189,8 @@ func framingReason(sd *side, err error) Reason {
 	return ReasonProtocol
 }
 
-// send is the only place where bytes of a session are handed to a socket. from is paused when to has too much
-// waiting.
+// send is where bytes of a session go to the other side, once gate and lease have been looked at. from is paused when
+// to has too much waiting.
 func (s *session) send(from, to *side, p []byte) {
 	if to.conn == nil || to.phase != phRelay {
 		if to.phase == phCut {
@@ -181,31 +198,19 @@ func (s *session) send(from, to *side, p []byte) {
 		}
 		return
 	}
-	before := to.conn.OutboundBuffered()
 	if !to.isFront && s.link.tls != nil {
 		w := s.link.wire
 		if _, err := s.link.tls.Write(p); err != nil {
 			s.end(ReasonUpstreamLost, err.Error())
 			return
 		}
-		to.conn.Write(w.out)
+		to.write(w.out)
 		w.out = w.out[:0]
 	} else {
-		to.conn.Write(p) // an error closes the connection, which ends the session
+		to.write(p)
 	}
-	if to.conn == nil {
-		return
-	}
-	waiting := to.conn.OutboundBuffered()
-	if waiting == 0 {
-		return
-	}
-	if before == 0 && to.paused != 0 {
-		to.arm() // gnet has armed reading together with writing
-	}
-	if waiting > highMarkBytes && from.phase == phRelay {
+	if to.buffered() > highMarkBytes && from.phase == phRelay {
 		from.pause(pausePeer)
-		to.watch()
 	}
 }
 
@@ -218,9 +223,10 @@ func (s *session) afterCut(n int) {
 	s.eng.bugf("session %s: %d bytes were to be written after the cut", s.id, n)
 }
 
-// relayTLS forwards every whole record that has come in.
+// relayTLS forwards every whole record that has come in, as long as the lease holds: what has not been decrypted then
+// stays where it is.
 func (s *session) relayTLS() {
-	for s.reason == reasonNone && s.back.open() {
+	for s.reason == reasonNone && s.back.open() && s.mayPass() {
 		n, err := s.link.tls.Read(s.loop.scratch)
 		if n > 0 {
 			s.forward(&s.back, s.loop.scratch[:n])
@@ -245,8 +251,8 @@ func (s *session) keepCiphertext() {
 	} else {
 		w.in = nil
 	}
-	if len(w.out) > 0 && s.back.conn != nil && s.back.phase == phRelay {
-		s.back.conn.Write(w.out) // a key update's answer, for instance
+	if len(w.out) > 0 && s.back.conn != nil && s.back.phase == phRelay && !s.frozen {
+		s.back.write(w.out) // a key update's answer, for instance
 		w.out = w.out[:0]
 	}
 }

@@ -96,13 +96,16 @@ type session struct {
 	bytesIn     int64
 	bytesOut    int64
 	evidence    evidence
-	witness     bool // the backend's words are evidence only
-	clientWhole bool // the client's stream stood at a message boundary when that began
-	terminated  bool // the client sent Terminate
-	lastBackend byte // type of the newest message of the backend
-	isCut       bool // the loop has carried out the cut
-	cutOpen     bool // a socket was still open then: the session had not ended by itself
-	done        bool // both sockets are gone
+	witness     bool  // the backend's words are evidence only
+	clientWhole bool  // the client's stream stood at a message boundary when that began
+	terminated  bool  // the client sent Terminate
+	lastBackend byte  // type of the newest message of the backend
+	isCut       bool  // the loop has carried out the cut
+	cutOpen     bool  // a socket was still open then: the session had not ended by itself
+	frozen      bool  // nothing passes until a thaw; see frozen.go
+	mayLock     bool  // frozen inside a transaction, as far as is known
+	frozenAt    int64 // ns since engine start
+	done        bool  // both sockets are gone
 	target      *target
 	awaitUntil  int64   // ns since engine start; bounds awaiting
 	awaiting    *target // backend seen gone; the end of its stream is still to come

@@ -25,6 +25,7 @@ type pauseSet uint8
 const (
 	pauseJoining pauseSet = 1 << iota // the other side is not open yet
 	pausePeer                         // the other side takes its bytes too slowly
+	pauseFrozen                       // the lease has ended
 )
 
 // Marks of the bytes buffered for a slow peer. With 256 KiB a fast peer never notices a pause, and a stalled one
@@ -43,11 +44,11 @@ type side struct {
 	watched bool // the engine's drainWatch looks out for its socket
 	scan    codec.Scanner
 	conn    gnet.Conn // nil while not open
-	ahead   []byte    // read during login; relayed first
+	ahead   []byte    // read and not passed on yet, during the login or while frozen; relayed first
 	held    [8]byte   // the first heldLen bytes of a message that cannot be judged yet
 	heldLen uint8
 	until   int64 // ns since engine start; how long this side may still take to close; 0: no limit
-	frozen  int   // bytes that were buffered for this side when it was cut; they must never move
+	unsent  int   // bytes that were buffered for this side when it was cut; they must never move
 }
 
 func (sd *side) init(s *session, isFront bool) {
@@ -91,6 +92,7 @@ func (sd *side) resume(why pauseSet) {
 	}
 	sd.paused &^= why
 	if sd.paused != 0 {
+		sd.arm()
 		return
 	}
 	sd.s.eng.metrics.pausedSides.Add(-1)
@@ -103,9 +105,21 @@ func (sd *side) resume(why pauseSet) {
 	}
 }
 
+// write hands p to the socket. What the socket does not take waits in gnet's buffer until drained writes it out. An
+// error closes the connection, which ends the session.
+func (sd *side) write(p []byte) {
+	before := sd.buffered()
+	sd.conn.Write(p)
+	if before == 0 && sd.buffered() > 0 {
+		sd.arm() // gnet has armed reading and writing
+		sd.watch()
+	}
+}
+
 // arm sets what the loop's epoll watches this socket for. gnet has no pause; its own interest set is changed behind
-// its back, which its level-triggered mode takes well. gnet arms reading again when a buffer fills or drains, so
-// OnTraffic of a paused side calls this again; see overfull for what bounds the buffers that slip in this way.
+// its back, which its level-triggered mode takes well. EPOLLOUT is never among it: gnet would write out its buffer
+// before it calls anybody, so nobody could look at the lease; drained writes instead. gnet itself arms both when it
+// could not write everything, and reading when it could: whoever calls Write or Flush arms again in the same callback.
 func (sd *side) arm() {
 	if sd.conn == nil {
 		return
@@ -113,28 +127,17 @@ func (sd *side) arm() {
 	var ev uint32
 	switch sd.phase {
 	case phRelay, phNew:
-		if sd.paused == 0 {
+		switch {
+		case sd.paused == 0:
 			ev = unix.EPOLLIN | unix.EPOLLPRI
+		case sd.paused&pauseFrozen != 0 && sd.isFront:
+			ev = unix.EPOLLRDHUP // a client that leaves a frozen session is not waited for
 		}
-		if sd.conn.OutboundBuffered() > 0 && !sd.overfull() {
-			ev |= unix.EPOLLOUT
-		}
-	case phFlush:
-		ev = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT
-	case phDrain:
+	case phFlush, phDrain:
 		ev = unix.EPOLLIN | unix.EPOLLPRI
 	case phCut, phClosed:
 	}
 	sd.s.loop.setInterest(sd.conn.Fd(), ev)
-	if sd.overfull() && sd.waitedFor() {
-		sd.watch()
-	}
-}
-
-// overfull tells that a paused side has had buffers slip in until there were enough of them: gnet reads one each time
-// the outbound buffer has drained. From here on gnet does not watch the socket at all, and drained writes for it.
-func (sd *side) overfull() bool {
-	return sd.phase == phRelay && sd.paused != 0 && sd.conn.InboundBuffered() > highMarkBytes
 }
 
 // drop closes the socket without writing anything that is still buffered: gnet's close would flush it. The peer
@@ -143,15 +146,20 @@ func (sd *side) drop() {
 	if sd.conn == nil {
 		return
 	}
+	sd.seal()
+	sd.conn.EventLoop().Close(sd.conn)
+}
+
+// seal makes it impossible to write to the socket; closing it resets the connection.
+func (sd *side) seal() {
 	fd := sd.conn.Fd()
 	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	unix.Shutdown(fd, unix.SHUT_WR)
-	sd.conn.EventLoop().Close(sd.conn)
 }
 
 // close ends the socket in the ordinary way, unless it was cut: then what is buffered must not go out.
 func (sd *side) close() {
-	if sd.frozen > 0 && sd.phase == phCut {
+	if sd.unsent > 0 && sd.phase == phCut {
 		sd.drop()
 	} else if sd.conn != nil {
 		sd.conn.EventLoop().Close(sd.conn)

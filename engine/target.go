@@ -35,7 +35,7 @@ func (s *session) newTarget(whenDone func()) *target {
 	s.mu.Unlock()
 	_, requests := unpackActivity(s.activity.Load())
 	// On its way out, with nothing left for Postgres to do for it.
-	ended := s.loop != nil && requests == 0 && (over || s.terminated || !s.reason.cutReason())
+	ended := s.loop != nil && requests == 0 && (over || s.terminated || !s.reason.cutReason() && s.reason != ReasonStale)
 	return &target{s: s, pid: s.key.PID, port: s.link.port, start: s.start, ended: ended, requests: requests,
 		deadline: time.Now().Add(s.eng.cfg.VerifyTimeout), whenDone: whenDone}
 }

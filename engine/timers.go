@@ -54,6 +54,9 @@ func (s *session) nextDue() int64 {
 	if s.reason != reasonNone {
 		return earliest(s.front.until, s.back.until, s.awaitUntil)
 	}
+	if s.frozen {
+		return s.frozenDue()
+	}
 	t := s.eng.timeouts()
 	due := int64(0)
 	consider := func(at int64) {
@@ -92,6 +95,10 @@ func (s *session) onTimer(now int64) {
 		if !s.done {
 			s.rearm()
 		}
+		return
+	}
+	if s.frozen {
+		s.onFrozenTimer(now)
 		return
 	}
 	t := s.eng.timeouts()

@@ -9,8 +9,8 @@ import (
 // errCut is what reads and writes of a login return once its gate is closed.
 var errCut = errors.New("session was cut")
 
-// wire is the only way bytes of a login reach or leave a socket. It checks the session's gate before every
-// write, under the session's write lock, so that taking that lock once after closing the gate proves that
+// wire is the only way bytes of a login reach or leave a socket. It checks the session's gate and the lease
+// before every write, under the session's write lock, so that taking that lock once after closing the gate proves that
 // nothing more can pass. After the login it is switched to buffers that a loop fills and empties, so that a
 // tls.Conn on top of it goes on living without a goroutine.
 type wire struct {
@@ -56,8 +56,22 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.out = append(w.out, p...)
 		return len(p), nil
 	}
+	return w.write(p, true)
+}
+
+// answer writes the one byte that an SSLRequest or GSSENCRequest gets. It says nothing of anybody, and a client that
+// is refused because the lease has ended could not read why without it.
+func (w *wire) answer(b byte) error {
+	_, err := w.write([]byte{b}, false)
+	return err
+}
+
+func (w *wire) write(p []byte, leased bool) (int, error) {
 	w.s.wmu.Lock()
 	defer w.s.wmu.Unlock()
+	if leased && !w.s.eng.fresh() {
+		w.s.refuseStale()
+	}
 	if w.s.cutNow() {
 		return 0, errCut
 	}
