@@ -246,17 +246,17 @@ func TestACutOfAFrozenSessionIsAnyCut(t *testing.T) {
 	n := startLeased(t, nil)
 	for _, self := range []bool{false, true} {
 		role, table := newRole(t, ""), newTable(t, "v text")
-		idle := n.raw(role)
+		full := n.raw(role)
 		s := n.only(role)
-		open, full := n.raw(role), n.raw(role)
+		full.Query(bigCopy)
+		waitOnLoop(t, s, func() bool { return s.back.paused != 0 && s.front.buffered() > highMarkBytes })
+		idle, open := n.raw(role), n.raw(role)
 		open.Query("BEGIN; INSERT INTO " + table + " VALUES ('open')")
 		pgtest.WaitFor[*pgproto3.ReadyForQuery](open)
-		full.Query(bigCopy)
-		pgtest.Wait(t, "the copy to be stuck", func() bool { return n.metrics.pausedSides.Load() == 1 })
 		if self {
 			n.held.Store(false)
 			idle.Query("INSERT INTO " + table + " VALUES ('late')")
-			waitOnLoop(t, s, func() bool { return s.frozen })
+			pgtest.Wait(t, "a session to find out", func() bool { return n.frozenSessions() > 0 })
 		} else {
 			n.lose()
 			idle.Query("INSERT INTO " + table + " VALUES ('late')")
