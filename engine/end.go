@@ -177,7 +177,9 @@ func (s *session) checkDone() {
 	e.metrics.closed(s.reason)
 	e.sessions.write(o.level, "session ended", "session", s.id, "reason", o.label, "principal", s.identity.Principal,
 		"database", s.identity.Database, "detail", s.detail)
-	e.cfg.OnAudit(s.auditEvent("end", s.reason))
+	ev := s.auditEvent("end", s.reason)
+	ev.Detail = s.detail
+	e.cfg.OnAudit(ev)
 	e.release(s)
 	switch {
 	case s.isCut: // its target concludes it

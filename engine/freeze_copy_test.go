@@ -255,3 +255,32 @@ func TestWhatWasBufferedStaysWhenAStoppedProcessGoesOnPastItsLease(t *testing.T)
 	n.settledAt(baseline)
 	n.noBugs()
 }
+
+// gnet writes out what it has buffered when a connection closes. A client that leaves its half, just after a lease that
+// has ended unnoticed, gets none of it.
+func TestAClientThatLeavesAfterTheLeaseHasEndedGetsNothingThatWasBuffered(t *testing.T) {
+	n := startLeased(t, func(c *Config) { c.Loops = 1 })
+	r := pgtest.LoginRaw(t, n.addr, "alice", pgtest.Database)
+	conn := r.Conn().(*net.TCPConn)
+	conn.SetReadBuffer(64 << 10)
+	conn.SetDeadline(time.Now().Add(3 * patience))
+	s := n.only("alice")
+	r.Query(loadCopyOut(200))
+	waitOnLoop(t, s, func() bool { return s.back.paused != 0 && s.front.buffered() > highMarkBytes })
+	release := n.holdLoops()
+	handed := s.bytesOut - int64(s.front.buffered()) // the loop stands still
+	if _, err := io.CopyN(io.Discard, conn, handed); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	n.held.Store(false)
+	release()
+	if rest, err := io.ReadAll(conn); len(rest) > 0 || err != nil && !pgtest.Ended(err) {
+		t.Errorf("%d bytes came after the lease had ended, then %v", len(rest), err)
+	}
+	server.WaitBackends(t, "alice", 0)
+	n.nothingLeft()
+	n.noBugs()
+}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -136,6 +137,11 @@ func TestAFrozenTransactionIsDroppedAndSetsFreeWhatItHadLocked(t *testing.T) {
 	server.WaitBackends(t, role, 0)
 	server.WaitBackends(t, idleRole, 1)
 	n.endedFor(ReasonStale, 2)
+	for _, ev := range n.audited("end") {
+		if ev.SQLState != "57P03" || !strings.Contains(ev.Detail, "frozen inside a transaction") {
+			t.Errorf("audited: %+v", ev)
+		}
+	}
 	if got := n.closes(ReasonStale); got != 2 {
 		t.Errorf("%d sessions count as closed for the lease, want 2", got)
 	}
