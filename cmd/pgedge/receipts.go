@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/spf13/cobra"
 
 	"pgedge/cluster"
@@ -55,7 +58,7 @@ receipts show ID has the sessions.`,
 	}
 	connect.register(cmd)
 	cmd.Flags().DurationVar(&since, "since", defaultSince, "how far back, for example 72h")
-	cmd.AddCommand(a.receiptsShowCommand(), laterCommand("export"), laterCommand("verify"))
+	cmd.AddCommand(a.receiptsShowCommand(), a.receiptsExportCommand(), a.receiptsVerifyCommand())
 	return cmd
 }
 
@@ -90,7 +93,10 @@ func (a *app) receiptsShowCommand() *cobra.Command {
 		Use:   "show ID",
 		Short: "Show the receipts of one revocation, of all nodes",
 		Long: `Show what every node has recorded about one revocation. ID is what revoke, suspend and kill print as "stored".
-With -o json, one receipt per line and node, in the form pgedge.receipt/v1.`,
+The beginning of an id will do where it is the only one, at least four characters of it. Under an id that was used for several
+facts the receipts of all of them are shown: those of the later ones bear the id with the fact's position behind it.
+
+Live nodes without a receipt are named. With -o json, one receipt per line and node, in the form pgedge.receipt/v1.`,
 		Example: "  pgedge receipts show 01JD2Z8QH4Y6K3T9V5B7N1M0XA\n  pgedge receipts show seq-48213 -o json | jq .sessions",
 		Args:    oneArg("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -98,20 +104,115 @@ With -o json, one receipt per line and node, in the form pgedge.receipt/v1.`,
 				return usageErrorf("%q is not a revocation id", args[0])
 			}
 			return connect.query(cmd.Context(), func(ctx context.Context, client *cluster.Client) error {
-				receipts, err := client.Receipts(ctx, args[0])
+				facts, err := findReceipts(ctx, client, args[0])
 				if err != nil {
 					return err
 				}
-				if len(receipts) == 0 {
-					return fmt.Errorf("no receipt of %s: the id is unknown, no node has answered yet, or it is older than 13 months", args[0])
+				for i, receipts := range facts {
+					if i > 0 && !a.json() {
+						fmt.Fprintln(a.io.out)
+					}
+					if err := a.printReceipts(receipts); err != nil {
+						return err
+					}
 				}
-				return a.printReceipts(receipts)
+				return a.nameUnanswered(ctx, client, facts)
 			})
 		},
 	}
 	connect.register(cmd)
 	cmd.ValidArgsFunction = completer{&connect}.revocations
 	return cmd
+}
+
+// minPrefix keeps a slip of the finger from finding some revocation.
+const minPrefix = 4
+
+// findReceipts returns the receipts of each fact that an id, or the beginning of one, stands for, in the order of the
+// journal.
+func findReceipts(ctx context.Context, client *cluster.Client, id string) ([][]revoke.Receipt, error) {
+	known, err := client.FindRevocations(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	matching := slices.DeleteFunc(slices.Clone(known), func(k string) bool { return !isFactOf(k, id) })
+	if len(matching) == 0 && len(id) >= minPrefix {
+		// Of one id that was used several times all facts are meant.
+		matching = known
+		for _, k := range known {
+			if !isFactOf(k, known[0]) {
+				return nil, fmt.Errorf("%s is the beginning of several revocations: %s", id, strings.Join(shorten(known, 10), ", "))
+			}
+		}
+	}
+	if len(matching) == 0 {
+		return nil, fmt.Errorf("no receipt of %s: the id is unknown, no node has answered yet, or it is older than 13 months", id)
+	}
+	var facts [][]revoke.Receipt
+	for _, k := range matching {
+		receipts, err := client.Receipts(ctx, k)
+		if err != nil {
+			return nil, err
+		}
+		if len(receipts) > 0 {
+			facts = append(facts, receipts)
+		}
+	}
+	slices.SortStableFunc(facts, func(x, y []revoke.Receipt) int {
+		return cmp.Compare(max(x[0].Seq, x[0].SupersededBy), max(y[0].Seq, y[0].SupersededBy))
+	})
+	return facts, nil
+}
+
+// isFactOf says whether receipts under k are about a fact with this id: the first one, or a later one of the same id.
+func isFactOf(k, id string) bool {
+	if k == id {
+		return true
+	}
+	dash := strings.LastIndexByte(k, '-')
+	if dash < 0 {
+		return false
+	}
+	seq, err := strconv.ParseUint(k[dash+1:], 10, 64)
+	return err == nil && k == revoke.SeqID(id, seq)
+}
+
+func shorten(list []string, most int) []string {
+	if len(list) <= most {
+		return list
+	}
+	return append(slices.Clone(list[:most]), fmt.Sprintf("and %d more", len(list)-most))
+}
+
+// nameUnanswered tells which live nodes have no receipt of a fact although they run for longer than it exists. Those
+// that started later have replayed it before they served anybody, and owe none.
+func (a *app) nameUnanswered(ctx context.Context, client *cluster.Client, facts [][]revoke.Receipt) error {
+	_, presences, _, err := client.State(ctx)
+	if err != nil {
+		return err
+	}
+	for _, receipts := range facts {
+		var first time.Time
+		answered := map[string]bool{}
+		for _, r := range receipts {
+			answered[r.Boot] = true
+			if first.IsZero() || r.ReceivedAt.Before(first) {
+				first = r.ReceivedAt
+			}
+		}
+		var missing []string
+		for _, p := range presences {
+			boot, err := ulid.ParseStrict(p.Boot)
+			if err == nil && p.Live(time.Now()) && !answered[p.Boot] && ulid.Time(boot.Time()).Before(first) {
+				missing = append(missing, p.Node)
+			}
+		}
+		if len(missing) > 0 {
+			slices.Sort(missing)
+			fmt.Fprintf(a.io.err, "warning: no receipt of %s from %s\n", receipts[0].Revocation, strings.Join(slices.Compact(missing), ", "))
+		}
+	}
+	return nil
 }
 
 func (a *app) printReceipts(receipts []revoke.Receipt) error {
