@@ -96,7 +96,7 @@ func (c *Client) Nodes(ctx context.Context) ([]NodeInfo, error) {
 			Status:       presenceStatus(p, now),
 			HeardMS:      now.Sub(p.Heard).Milliseconds(),
 			Report:       reports[p.Boot],
-			OtherJournal: p.Stream != "" && !sameStream(p.Stream, c.streamID),
+			OtherJournal: p.Stream != "" && !revoke.SameStream(p.Stream, c.streamID),
 		}
 		if p.State != revoke.StateLeft {
 			info.LeaseLeftMS = max(0, p.Lease().Milliseconds()-info.HeardMS)

@@ -158,15 +158,6 @@ func streamIdentity(info *jetstream.StreamInfo, domain string) string {
 	return fmt.Sprintf("%s@%s/%d", info.Config.Name, domain, info.Created.UnixNano())
 }
 
-// sameStream compares two identities but for the domain, which looks different from different places.
-func sameStream(a, b string) bool {
-	nameA, restA, _ := strings.Cut(a, "@")
-	nameB, restB, _ := strings.Cut(b, "@")
-	_, createdA, _ := strings.Cut(restA, "/")
-	_, createdB, _ := strings.Cut(restB, "/")
-	return nameA == nameB && createdA == createdB
-}
-
 // streamDifferences lists what keeps a stream from being used, in the words of the NATS tools. More replicas than
 // asked for are fine, and so are settings that lose nothing.
 func streamDifferences(got, want jetstream.StreamConfig) []string {
