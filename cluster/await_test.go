@@ -41,7 +41,7 @@ func TestASilentNodeIsFencedByItsLeaseAndTheWaitSaysWhen(t *testing.T) {
 	if err != nil || verdict.Verdict != revoke.CompleteFenced || len(verdict.Nodes) != 2 {
 		t.Fatalf("the verdict is %+v, error %v", verdict, err)
 	}
-	if b := verdict.Nodes[1]; b.Status != revoke.StatusFenced || b.AfterMS != 2020 || !strings.Contains(b.Why, "4 sessions") {
+	if b := verdict.Nodes[1]; b.Status != revoke.StatusFenced || b.AfterMS != 2020 || !strings.Contains(b.Why, "(4, of all") {
 		t.Errorf("b is %+v", b)
 	}
 	if took < 2020*time.Millisecond {

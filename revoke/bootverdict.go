@@ -177,7 +177,7 @@ func (b *bootVerdict) why(now time.Time) string {
 	case b.gone && !b.fences:
 		return "silent for more than ten leases, and it announced that it goes on serving without NATS: it may still serve. Starting it again with the same state directory clears this, and so does pgedge nodes forget once it certainly does not run"
 	case b.fenced(now) && b.rank == rankNone && b.sessions > 0:
-		return fmt.Sprintf("its lease has ended: it accepts nothing new. It had %d sessions when last heard, and what runs for them in the database was not seen to end", b.sessions)
+		return fmt.Sprintf("its lease has ended: it accepts nothing new. What runs in the database for the sessions that it had when last heard (%d, of all users) was not seen to end", b.sessions)
 	case b.fenced(now):
 		return "its lease has ended: it accepts nothing new"
 	case b.left && !b.leftClean():

@@ -152,7 +152,7 @@ func TestWhatIsKnownOfAFencedNodesBackendsIsTold(t *testing.T) {
 	c := coordinator(fencing("a"), b)
 	c.Receipt(t0, stageOf("a", StageVerified, 0))
 	v := wantVerdict(t, c, t0.Add(fence), false, CompleteFenced, true)
-	if n := v.Nodes[1]; n.NotSeenGone != 0 || !strings.Contains(n.Why, "12 sessions") {
+	if n := v.Nodes[1]; n.NotSeenGone != 0 || !strings.Contains(n.Why, "(12, of all") {
 		t.Fatalf("%+v", n)
 	}
 	cut := stageOf("b", StageCut, 0)
