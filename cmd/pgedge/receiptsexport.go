@@ -153,7 +153,7 @@ func (w *csvWriter) write(r revoke.Receipt) error {
 	}
 	tail := make([]string, 4)
 	if d := r.Residue; d != nil {
-		tail = []string{strconv.Itoa(d.PreparedXacts), strconv.Itoa(d.ReplicationSlots), strconv.Itoa(d.DirectSessions), strconv.FormatBool(d.RoleCanLogin)}
+		tail = []string{known(d.PreparedXacts), known(d.ReplicationSlots), known(d.DirectSessions), known(d.RoleCanLogin)}
 	}
 	if len(r.Sessions) == 0 {
 		return w.row(head, make([]string, len(csvColumns)-len(head)-len(tail)), tail)
@@ -205,4 +205,12 @@ func instant(t time.Time) string {
 		return ""
 	}
 	return t.UTC().Format(time.RFC3339Nano)
+}
+
+// known is a number or truth as text, empty where it is not known.
+func known[T any](v *T) string {
+	if v == nil {
+		return ""
+	}
+	return fmt.Sprint(*v)
 }

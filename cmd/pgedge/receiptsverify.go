@@ -24,8 +24,8 @@ const (
 	storedAfter = 24 * time.Hour
 )
 
-// finding is one thing that is wrong with a file of receipts.
-type finding struct {
+// discrepancy is one thing that is wrong with a file of receipts.
+type discrepancy struct {
 	Receipt    int    `json:"receipt"` // its number in the file, from 1
 	Revocation string `json:"revocation,omitempty"`
 	Node       string `json:"node,omitempty"`
@@ -56,7 +56,7 @@ type verification struct {
 	receipts int
 	notFinal int
 	count    int // of findings
-	told     []finding
+	told     []discrepancy
 }
 
 func (a *app) receiptsVerifyCommand() *cobra.Command {
@@ -182,7 +182,7 @@ func (v *verification) claim(r revoke.Receipt, now time.Time) error {
 func (v *verification) find(c *claimed, problem string) {
 	v.count++
 	if len(v.told) < maxFindings {
-		v.told = append(v.told, finding{c.number, c.summary.Revocation, c.summary.Node, problem})
+		v.told = append(v.told, discrepancy{c.number, c.summary.Revocation, c.summary.Node, problem})
 	}
 }
 
