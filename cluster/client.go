@@ -87,7 +87,7 @@ func Dial(ctx context.Context, opts DialOptions) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{opts: opts, log: opts.Logger, view: newJournalView(), inboxes: newInboxes(), rights: newRights(false)}
+	c := &Client{opts: opts, log: opts.Logger, view: newJournalView(), inboxes: newInboxes(), rights: newRights("")}
 	if err := c.connect(ctx, urls); err != nil {
 		return nil, err
 	}

@@ -63,7 +63,7 @@ func InitStreams(ctx context.Context, opts DialOptions, replicas int) ([]StreamR
 	}
 	connectCtx, cancel := context.WithTimeout(ctx, opts.Timeout)
 	defer cancel()
-	r := newRights(false)
+	r := newRights("")
 	nothing := func(error) {}
 	nc, js, err := connectClient(connectCtx, urls, opts, r, connHooks{
 		disconnected: nothing, reconnected: func() {}, asyncError: func(*nats.Subscription, error) {},

@@ -272,7 +272,7 @@ func TestAMissingRightIsNamedInPlaceOfATimeout(t *testing.T) {
 	}
 	// A node under the credentials of another one, and with those of an operator.
 	_, err = Start(testContext(t), outsideConfig(t, "edge-b", urlAs(s, "edge-a"), 1), newFakeEngine())
-	if !errors.As(err, &missing) || !strings.Contains(missing.Subject, "edge-b") || !strings.Contains(err.Error(), "deploy/nats/node.conf") {
+	if !errors.As(err, &missing) || !strings.Contains(missing.Subject, "edge-b") || !strings.Contains(err.Error(), "deploy/nats/node.conf with edge-b for NODE_ID") {
 		t.Errorf("a node with another node's credentials is told: %v", err)
 	}
 	_, err = Start(testContext(t), outsideConfig(t, "edge-b", urlAs(s, "operator"), 1), newFakeEngine())

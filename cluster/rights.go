@@ -25,6 +25,8 @@ type MissingRightError struct {
 	Subject string
 	// Sets are the shipped permission sets that hold the right.
 	Sets []string
+	// Node is the id of the node that lacks it, "" for the command line.
+	Node string
 }
 
 func (e *MissingRightError) Error() string {
@@ -32,8 +34,12 @@ func (e *MissingRightError) Error() string {
 	for i, s := range e.Sets {
 		files[i] = "deploy/nats/" + s + ".conf"
 	}
+	where := strings.Join(files, ", ")
+	if e.Node != "" {
+		where += " with " + e.Node + " for NODE_ID"
+	}
 	return fmt.Sprintf("NATS does not let this user %s %q: give it the permission set %s (%s)",
-		e.Action, e.Subject, strings.Join(e.Sets, " or "), strings.Join(files, ", "))
+		e.Action, e.Subject, strings.Join(e.Sets, " or "), where)
 }
 
 // violationPattern reads the server's words: Permissions Violation for Publish to "pgedge.revoke.all".
@@ -42,14 +48,14 @@ var violationPattern = regexp.MustCompile(`(?i)permissions violation for (publis
 // rights turns what NATS says about missing permissions into errors. NATS says it beside the request, which then gets
 // no answer: without this the reader would see a timeout.
 type rights struct {
-	node bool // this is a node's connection, else the command line's
+	node string // the id of the node whose connection this is, "" for the command line's
 
 	mu    sync.Mutex
 	first *MissingRightError
 	lost  chan struct{} // closed with the first one
 }
 
-func newRights(node bool) *rights { return &rights{node: node, lost: make(chan struct{})} }
+func newRights(node string) *rights { return &rights{node: node, lost: make(chan struct{})} }
 
 // note takes an error of the connection. It returns nil when that is about something else.
 func (r *rights) note(err error) *MissingRightError {
@@ -60,7 +66,7 @@ func (r *rights) note(err error) *MissingRightError {
 	if m == nil {
 		m = []string{"", "publish", err.Error()}
 	}
-	missing := &MissingRightError{Action: "publish on", Subject: m[2]}
+	missing := &MissingRightError{Action: "publish on", Subject: m[2], Node: r.node}
 	if strings.EqualFold(m[1], "subscription") {
 		missing.Action = "subscribe to"
 	}
@@ -76,7 +82,7 @@ func (r *rights) note(err error) *MissingRightError {
 
 // setsWith names the sets that this process could be given for a subject.
 func (r *rights) setsWith(subject string) []string {
-	if r.node {
+	if r.node != "" {
 		return []string{setNode}
 	}
 	for _, prefix := range []string{

@@ -43,7 +43,7 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 		readyC:    make(chan struct{}),
 		fatalC:    make(chan struct{}),
 		beatNow:   make(chan struct{}, 1),
-		rights:    newRights(true),
+		rights:    newRights(cfg.Node),
 		cancels:   newCancelIntake(),
 		clock:     newLeaseClock(),
 	}
