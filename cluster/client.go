@@ -37,6 +37,10 @@ type DialOptions struct {
 	StateDir string
 	// Timeout bounds the connection and the first look at the streams. Default: 5s.
 	Timeout time.Duration
+	// PublishFirst is for a client that is there to revoke: while the streams elect a leader, and so cannot be read, Dial
+	// returns all the same, because the nodes hear a revocation on the fast path meanwhile. What needs the journal waits
+	// for it.
+	PublishFirst bool
 	// VerifyTimeout is how long the nodes try to see backends gone, as they are configured. Default: 10s.
 	VerifyTimeout time.Duration
 	// QueryTimeout is how long nodes have to answer a fleet query. Default: 2s.
@@ -227,33 +231,6 @@ func explainConnect(opts DialOptions, urls string, err error) error {
 		return fmt.Errorf("cannot connect to the node that uses %s (process %d) at %s: %w", opts.StateDir, pid, redactURLs(urls), err)
 	}
 	return fmt.Errorf("no node is running here: the one that used %s has ended without removing its nats-url; start one with pgedge serve, or give --nats", opts.StateDir)
-}
-
-// follow looks at both streams and starts to follow them.
-func (c *Client) follow(ctx context.Context) error {
-	for _, name := range []string{journalStream, receiptStream} {
-		s, err := c.js.Stream(ctx, name)
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return fmt.Errorf("this NATS carries no pgedge cluster: stream %s does not exist on %s; pgedge cluster init creates it", name, c.nc.ConnectedAddr())
-		}
-		if err != nil {
-			return explainJetStream(fmt.Sprintf("cannot read stream %s on %s", name, c.nc.ConnectedAddr()), err)
-		}
-		if name == journalStream {
-			c.streamID = streamIdentity(s.CachedInfo(), "")
-		} else {
-			// Receipts of what this client publishes come later than this.
-			c.inboxes.begin(s.CachedInfo().State.LastSeq + 1)
-		}
-	}
-	followCtx, cancel := context.WithCancel(context.Background())
-	c.cancel = cancel
-	c.work.Go(func() { c.journal.run(followCtx) })
-	c.work.Go(func() { c.evidence.run(followCtx) })
-	if err := c.view.wait(ctx); err != nil {
-		return fmt.Errorf("cannot read the journal: %w", err)
-	}
-	return nil
 }
 
 func (c *Client) onJournalStart(start followStart) error {

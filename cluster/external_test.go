@@ -55,18 +55,32 @@ func jetStreamConf(t testing.TB) string {
 // natsCluster runs several servers that form a cluster, and returns the URLs of all.
 func natsCluster(t testing.TB, n int) string {
 	t.Helper()
+	_, confs := natsClusterServers(t, n)
+	var urls []string
+	for _, c := range confs {
+		urls = append(urls, c.url)
+	}
+	return strings.Join(urls, ",")
+}
+
+// serverConf is a server that can be started again.
+type serverConf struct{ text, url string }
+
+func natsClusterServers(t testing.TB, n int) (servers []*server.Server, confs []serverConf) {
+	t.Helper()
+	clients := freePorts(t, n)
 	ports := freePorts(t, n)
 	var routes []string
 	for _, p := range ports {
 		routes = append(routes, fmt.Sprintf("nats-route://127.0.0.1:%d", p))
 	}
-	var urls []string
 	for i, p := range ports {
-		s := natsServer(t, jetStreamConf(t)+fmt.Sprintf("server_name: n%d\ncluster { name: test, listen: 127.0.0.1:%d, routes: [%s] }\n",
-			i+1, p, strings.Join(routes, ", ")))
-		urls = append(urls, s.ClientURL())
+		text := strings.Replace(jetStreamConf(t), "127.0.0.1:-1", fmt.Sprintf("127.0.0.1:%d", clients[i]), 1) +
+			fmt.Sprintf("server_name: n%d\ncluster { name: test, listen: 127.0.0.1:%d, routes: [%s] }\n", i+1, p, strings.Join(routes, ", "))
+		s := natsServer(t, text)
+		servers, confs = append(servers, s), append(confs, serverConf{text, s.ClientURL()})
 	}
-	return strings.Join(urls, ",")
+	return servers, confs
 }
 
 // freePorts finds ports that servers can be told of before they listen. They are below those that the system gives to
@@ -265,4 +279,50 @@ func TestAJournalOfThreeServersCarriesAFleet(t *testing.T) {
 	if _, err := Start(testContext(t), outsideConfig(t, "c", urls, 5), newFakeEngine()); err == nil || !strings.Contains(err.Error(), "nats stream edit PGEDGE --replicas 5") {
 		t.Errorf("five copies asked for, three there: %v", err)
 	}
+}
+
+func TestARevocationCutsAtOnceWhileTheJournalHasNoLeader(t *testing.T) {
+	servers, confs := natsClusterServers(t, 3)
+	initStreams(t, DialOptions{URL: confs[2].url}, 3)
+	eng := newFakeEngine()
+	n := startNode(t, outsideConfig(t, "a", confs[2].url, 3), eng)
+	answering(eng, n, 1, 0)
+	for _, s := range servers[:2] {
+		s.Shutdown()
+		s.WaitForShutdown()
+	}
+	c, err := Dial(testContext(t), DialOptions{URL: confs[2].url, PublishFirst: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	type result struct {
+		pub *Publication
+		err error
+	}
+	published := make(chan result, 1)
+	ctx := testContext(t)
+	go func() {
+		pub, err := c.Publish(ctx, revoke.VerbRevoke, scopeOf("alice"), PublishOptions{})
+		published <- result{pub, err}
+	}()
+	if o := eng.wait(t, "alice, before there is a leader", principalOrder("alice")); o.Fact.Seq != 0 {
+		t.Errorf("the fact has a position already: %+v", o.Fact)
+	}
+	select {
+	case r := <-published:
+		t.Fatalf("stored without a majority: %+v, %v", r.pub, r.err)
+	default:
+	}
+	natsServer(t, confs[0].text)
+	r := <-published
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	verdict, _, err := c.Await(testContext(t), r.pub, nil)
+	if err != nil || verdict.Verdict != revoke.Complete || len(verdict.Nodes) != 1 {
+		t.Errorf("the verdict is %+v, %v", verdict, err)
+	}
+	c.Close()
+	crash(n) // The servers are stopped before the node here.
 }

@@ -91,6 +91,12 @@ func (c *Client) Publish(ctx context.Context, verb revoke.Verb, scope revoke.Sco
 	msg.Data = fact.Payload()
 	msg.Header.Set(nats.MsgIdHdr, subject+"|"+attempt)
 
+	if verb == revoke.VerbReinstate {
+		// Its expected position is one of the journal; a reinstate is in no hurry.
+		if err := c.view.wait(ctx); err != nil {
+			return nil, c.rights.explain(fmt.Errorf("cannot read the journal: %w", err))
+		}
+	}
 	pub := &Publication{ID: fact.ID, Verb: verb, Scope: scope, Subject: subject}
 	pub.inbox = c.inboxes.add(fact.ID, subject)
 	if err := c.store(ctx, msg, pub); err != nil {
@@ -139,6 +145,8 @@ func makeFact(verb revoke.Verb, scope revoke.Scope, opts PublishOptions) (revoke
 
 // store sends the message until it is proven to be stored.
 func (c *Client) store(ctx context.Context, msg *nats.Msg, pub *Publication) error {
+	// Without the journal nobody knows which acknowledgements are newer than what it holds: then only the message counts.
+	trustAcks := c.view.isComplete()
 	w, base := c.view.watch(msg.Subject, msg.Header.Get(nats.MsgIdHdr))
 	defer c.view.unwatch(msg.Subject, w)
 	if pub.Verb == revoke.VerbReinstate {
@@ -148,11 +156,12 @@ func (c *Client) store(ctx context.Context, msg *nats.Msg, pub *Publication) err
 	next := time.NewTimer(0)
 	defer next.Stop()
 	var acked, refused uint64
+	acknowledged := false
 	var last error
 	for sending := false; ; {
 		select {
 		case <-next.C:
-			if !sending {
+			if !sending && (!acknowledged || c.view.isComplete()) {
 				sending = true
 				go func() { answers <- c.attempt(ctx, msg) }()
 			}
@@ -160,6 +169,9 @@ func (c *Client) store(ctx context.Context, msg *nats.Msg, pub *Publication) err
 		case a := <-answers:
 			sending = false
 			switch {
+			case a.err == nil && !trustAcks:
+				// Sending on would store it again, once the duplicate window is over. The journal will tell.
+				acknowledged = true
 			case a.err == nil && a.seq > base:
 				acked = a.seq
 			case isWrongLastSequence(a.err):

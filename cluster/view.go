@@ -92,6 +92,15 @@ func (v *journalView) wait(ctx context.Context) error {
 	}
 }
 
+func (v *journalView) isComplete() bool {
+	select {
+	case <-v.complete:
+		return true
+	default:
+		return false
+	}
+}
+
 func (v *journalView) onMessage(d delivery) {
 	now := time.Now()
 	presence, isPresence := v.apply(d, now)
@@ -230,10 +239,14 @@ func (v *journalView) contradicts(applied uint64, hash string) bool {
 	return hash != "" && applied >= s.lastFact && applied <= s.lastSeq && hash != s.table.Hash()
 }
 
-// state returns the table, the presences by node and boot, and the last position. The view has to be complete.
+// state returns the table, the presences by node and boot, and the last position: nothing while the view has never been
+// complete.
 func (v *journalView) state() (*revoke.Table, []revoke.Presence, uint64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.current == nil {
+		return revoke.NewTable(), nil, 0
+	}
 	presences := make([]revoke.Presence, 0, len(v.current.presences))
 	for _, p := range v.current.presences {
 		presences = append(presences, p)

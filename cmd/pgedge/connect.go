@@ -31,6 +31,8 @@ type connectFlags struct {
 	stateDir string
 	// patience is how long the caller waits for evidence, when that is longer than the nodes' default verify_timeout.
 	patience time.Duration
+	// publishFirst is set by commands that revoke: they do not wait for a journal that elects a leader.
+	publishFirst bool
 }
 
 func (f *connectFlags) register(cmd *cobra.Command) {
@@ -66,7 +68,7 @@ func (f *connectFlags) query(ctx context.Context, look func(context.Context, *cl
 // PGEDGE_NATS. Credentials from the environment are for the address from the environment or a --nats without its own,
 // never for a context or a node on this machine.
 func (f *connectFlags) options() (cluster.DialOptions, error) {
-	o := cluster.DialOptions{Timeout: connectTimeout}
+	o := cluster.DialOptions{Timeout: connectTimeout, PublishFirst: f.publishFirst}
 	if f.patience > config.Default().Cluster.VerifyTimeout {
 		o.VerifyTimeout = f.patience
 	}

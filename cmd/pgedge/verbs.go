@@ -102,6 +102,7 @@ func (a *app) verbCommand(verb revoke.Verb, cmd *cobra.Command) *cobra.Command {
 			}
 		}
 		f.connect.patience = f.wait
+		f.connect.publishFirst = !f.dryRun
 		client, err := f.connect.dial(cmd.Context())
 		if err != nil {
 			return err
