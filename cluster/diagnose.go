@@ -62,7 +62,7 @@ func Diagnose(ctx context.Context, cfg Config) (*Diagnosis, error) {
 		disconnected: func(error) {},
 		reconnected:  func() {},
 		asyncError: func(_ *nats.Subscription, err error) {
-			if missing := newRights(true).note(err); missing != nil {
+			if missing := newRights(cfg.Node).note(err); missing != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				d.Missing = append(d.Missing, missing)
@@ -95,7 +95,7 @@ func Diagnose(ctx context.Context, cfg Config) (*Diagnosis, error) {
 	}
 	defer nc.Close()
 	if err := mayReceive(nc); err != nil {
-		if missing := newRights(true).note(err); missing != nil {
+		if missing := newRights(cfg.Node).note(err); missing != nil {
 			return nil, missing
 		}
 		return nil, err
