@@ -11,6 +11,9 @@ const (
 	maxSentBeats = 256
 	// echoWithin is how long an acknowledged heartbeat may take to come back before the consumer is taken for dead.
 	echoWithin = 2 * time.Second
+	// refusedFor is for how long heartbeats are refused before the stream is taken for another one. A server that has
+	// just become its leader answers out of a store that may still lag.
+	refusedFor = 900 * time.Millisecond
 )
 
 // sentBeat is a heartbeat of this boot and the moment before it was published.
@@ -29,6 +32,8 @@ type beats struct {
 	// back is the newest one that the journal has delivered, expect where the newest one is believed to be.
 	back   beatPlace
 	expect uint64
+	// refusedSince is since when the stream says that it does not have what it had delivered; zero while it does not.
+	refusedSince time.Time
 	// acked is the newest one acknowledged. Acknowledgements are hints: others than the stream could give them.
 	acked   uint64
 	ackedAt time.Time
@@ -62,17 +67,23 @@ func (n *Node) heartbeatResult(now time.Time, at Instant, r HeartbeatResult) {
 			b.acked, b.ackedAt = r.N, now
 		}
 		b.expect = max(b.expect, r.Seq)
+		b.refusedSince = time.Time{}
 	case StoreWrongLastSequence:
 		switch {
 		case !r.LastKnown:
-			b.expect = b.back.seq
-			n.emit(ReloadCommand{Why: "the journal holds another last heartbeat of this node"})
-		case r.Last < b.back.seq:
-			b.expect = r.Last
-			n.suspect(at, fmt.Sprintf("its last heartbeat of this node is at %d, where %d had been delivered", r.Last, b.back.seq))
-		default:
+			// An earlier one is still on its way through the stream.
+		case r.Last >= b.back.seq:
 			// An acknowledgement was lost, or was not the stream's.
 			b.expect = r.Last
+			b.refusedSince = time.Time{}
+		case n.another != "":
+			b.expect = r.Last
+		case b.refusedSince.IsZero():
+			b.refusedSince = now
+			n.emit(ReloadCommand{Why: "the journal does not have this node's last heartbeat where it was"})
+		case now.Sub(b.refusedSince) >= refusedFor:
+			b.refusedSince, b.expect = time.Time{}, r.Last
+			n.suspect(at, fmt.Sprintf("its last heartbeat of this node is at %d, where %d had been delivered", r.Last, b.back.seq))
 		}
 	case StoreFailed, StoreInvalid:
 	}

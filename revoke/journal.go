@@ -68,6 +68,9 @@ func (n *Node) journalFact(now time.Time, m JournalMessage) {
 		return
 	}
 	f.Seq, f.Epoch, f.Stored = m.Seq, n.epoch, m.Stored
+	if isRescue(m.MsgID) {
+		defer n.rescued(strings.Clone(m.MsgID), f)
+	}
 	learned := n.learns(f)
 	n.name(now, &f)
 	appliedBefore := n.table.Applied()

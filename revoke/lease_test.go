@@ -300,7 +300,18 @@ func TestARefusedHeartbeatThatNothingExplainsMeansAnotherStream(t *testing.T) {
 	if c.ExpectLastSubjectSeq != 11 {
 		t.Fatalf("%+v", c)
 	}
-	r.event(HeartbeatResult{N: c.N, Outcome: StoreWrongLastSequence, Last: 6, LastKnown: true})
+	refused := func() {
+		t.Helper()
+		r.event(HeartbeatResult{N: r.beat().N, Outcome: StoreWrongLastSequence, Last: 6, LastKnown: true})
+	}
+	// A new leader may lag.
+	refused()
+	r.want("reload")
+	r.pass(refusedFor - 1)
+	refused()
+	r.want()
+	r.pass(1)
+	refused()
 	r.want("revoke", "freeze", "reload")
 	// Only a consumer that begins after this tells what the stream holds.
 	r.deliver(21, 0, "pgedge.other", "")

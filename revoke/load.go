@@ -22,6 +22,8 @@ type loading struct {
 	appliedBefore uint64
 	beatsBefore   uint64
 	back          beatPlace
+	// rescued are the blocks of earlier journals that the load has met, by the id of the message.
+	rescued map[string]Scope
 }
 
 func (n *Node) beginLoad() {
@@ -31,7 +33,7 @@ func (n *Node) beginLoad() {
 	n.forgetMarks()
 	fresh := &loading{
 		table: NewTable(), refused: make(map[string]uint64), heldKeys: make(map[string]struct{}),
-		appliedBefore: n.table.Applied(), beatsBefore: n.beats.last,
+		rescued: make(map[string]Scope), appliedBefore: n.table.Applied(), beatsBefore: n.beats.last,
 	}
 	if n.load != nil {
 		// What a broken-off load has learned stays denied until one is complete.
@@ -68,6 +70,10 @@ func (n *Node) finishLoad(now time.Time) {
 	}
 	news := n.table.replace(l.table, recreated, n.foreign, n.epoch, now)
 	n.another, n.foreign = "", false
+	for id, s := range l.rescued {
+		n.table.dropCarried(s, id)
+	}
+	n.beginRescues(now)
 	for key := range l.heldKeys {
 		n.table.DropProvisional(key)
 	}

@@ -82,6 +82,7 @@ type NodeStats struct {
 	Superseded uint64 // facts settled by a newer one of their subject
 	Stores     uint64 // stores asked for
 	Healed     uint64 // of these, copies of a good message that garbage had replaced
+	Rescued    uint64 // of these, blocks of a journal that is gone
 	Resets     uint64 // consumers begun, the first one included
 	Overflow   uint64 // provisional facts that were cut but not held, for want of room
 	Unsettled  int    // gauge: provisional facts
@@ -123,7 +124,8 @@ type Node struct {
 	at  Instant
 
 	pending pendingSet
-	heals   map[string]*heal // by subject
+	heals   map[string]*heal   // by subject
+	rescues map[string]*rescue // by message id
 	timers  timerHeap
 	flying  int // stores that are not answered
 
@@ -152,6 +154,7 @@ func NewNode(cfg NodeConfig) *Node {
 		epoch:   1,
 		pending: newPendingSet(),
 		heals:   make(map[string]*heal),
+		rescues: make(map[string]*rescue),
 		seen:    newExpiring[uint64](seenFor, seenLimit),
 		usedIDs: newExpiring[idUse](usedIDsFor, usedIDsLimit),
 		credits: newExpiring[[]time.Time](cfg.CreditFor, creditsLimit),

@@ -2,6 +2,7 @@ package revoke
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -65,6 +66,8 @@ func (n *Node) runTimers(now time.Time) {
 			n.pendingDue(now, o)
 		case *heal:
 			n.healDue(now, o)
+		case *rescue:
+			n.rescueDue(now, o)
 		}
 	}
 }
@@ -133,6 +136,10 @@ func (n *Node) healDue(now time.Time, h *heal) {
 func (n *Node) storeResult(now time.Time, r StoreResult) {
 	if p := n.pending.byKey[r.Key]; p != nil && p.state == pendingFlying {
 		n.pendingStoreResult(now, p, r)
+		return
+	}
+	if strings.HasPrefix(r.Key, rescueKeyPrefix) {
+		n.rescueStoreResult(now, r)
 		return
 	}
 	if len(r.Key) > len(healKeyPrefix) && r.Key[:len(healKeyPrefix)] == healKeyPrefix {

@@ -123,10 +123,8 @@ func (t *Table) Check(id Identity, authSeq Position, now time.Time) (Denial, boo
 			}
 		}
 		if len(t.carried) > 0 {
-			for i := range t.carried[s] {
-				if f := &t.carried[s][i]; f.Verb != VerbSuspend || now.Before(f.Until) {
-					offer(4, f, false)
-				}
+			if f := t.deniesCarried(s, now); f != nil {
+				offer(4, f, false)
 			}
 		}
 		if len(t.provisional) > 0 {
@@ -333,16 +331,11 @@ func (t *Table) replace(loaded *Table, recreated, foreign bool, epoch uint64, no
 		t.applied.Store(max(t.applied.Load(), loaded.applied.Load()))
 		return news
 	}
-	for s, r := range old.rows {
-		var kept []Fact
+	for _, r := range old.rows {
 		for _, f := range [...]*Fact{r.revokeInForce(), r.suspendInForce(now)} {
 			if f != nil && (foreign || !t.state.has(f)) {
-				kept = append(kept, *f)
+				t.carry(*f)
 			}
-		}
-		if kept != nil {
-			// One revoke and one suspend per scope are enough: the older journal's blocks say nothing more.
-			t.carried[s] = kept
 		}
 	}
 	t.applied.Store(loaded.applied.Load())

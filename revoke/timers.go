@@ -9,7 +9,7 @@ import (
 type timer struct {
 	due   time.Time
 	index int // place in the heap plus one; 0 when not set
-	owner any // *pending or *heal
+	owner any // *pending, *heal or *rescue
 }
 
 type timerHeap []*timer
