@@ -37,11 +37,17 @@ type world struct {
 	noReinstate bool
 	stored      []sessionsBefore
 	trace       []string
+	// stream is the identity of the stream, and gen its number, which nobody but the test knows.
+	stream string
+	gen    int
+	boots  int
 }
 
 // sessionsBefore is what a fact that the journal took has to end.
 type sessionsBefore struct {
 	fact     Fact
+	seq      uint64
+	at       time.Time
 	sessions []*simSession
 }
 
@@ -59,12 +65,21 @@ type simNode struct {
 	sessions []*simSession
 	stores   []StoreCommand
 	reload   bool
+
+	id, boot string
+	gen      int // of the stream that its consumer reads
+	cutOff   bool
+	wall     time.Duration // by how much its wall clock is off
+	lease    Lease         // the carrier's
+	frozen   bool
+	beat     HeartbeatCommand
+	blocked  map[Identity]bool // whom it has denied by a revoke
 }
 
 func newWorld(t *rapid.T, nodes int) *world {
-	w := &world{t: t, now: t0, bySubj: map[string]storedMsg{}, dedupe: map[string]storedMsg{}, originals: map[string]bool{}}
-	for range nodes {
-		sn := &simNode{}
+	w := &world{t: t, now: t0, stream: "s1", bySubj: map[string]storedMsg{}, dedupe: map[string]storedMsg{}, originals: map[string]bool{}}
+	for i := range nodes {
+		sn := &simNode{id: fmt.Sprintf("n%d", i)}
 		w.nodes = append(w.nodes, sn)
 		w.start(sn)
 	}
@@ -84,8 +99,10 @@ func (w *world) fatal(format string, args ...any) {
 }
 
 func (w *world) start(sn *simNode) {
-	*sn = simNode{n: NewNode(NodeConfig{})}
-	w.event(sn, JournalReset{Stream: "s1"})
+	w.boots++
+	id, boot := sn.id, fmt.Sprintf("b%04d", w.boots)
+	*sn = simNode{n: NewNode(NodeConfig{ID: id, Boot: boot}), id: id, boot: boot, gen: w.gen, blocked: map[Identity]bool{}}
+	w.event(sn, JournalReset{Stream: w.stream})
 	if w.last == 0 {
 		w.event(sn, JournalEmpty{})
 	}
@@ -94,7 +111,7 @@ func (w *world) start(sn *simNode) {
 // event hands an event to a node and does to its sessions what an engine does.
 func (w *world) event(sn *simNode, ev Event) {
 	wasReady := sn.n.Ready()
-	for _, c := range sn.n.Handle(w.now, instantAt(w.now), ev) {
+	for _, c := range sn.n.Handle(w.now, w.at(sn), ev) {
 		switch c := c.(type) {
 		case CutCommand:
 			if !sn.n.Ready() {
@@ -116,7 +133,26 @@ func (w *world) event(sn *simNode, ev Event) {
 			if wasReady {
 				w.fatal("ready twice")
 			}
-		case RejectCommand, PresenceCommand, HeartbeatCommand, RenewCommand, RevokeLeaseCommand, FreezeCommand, ThawCommand, DropCommand:
+		case HeartbeatCommand:
+			sn.beat = c
+		case RenewCommand:
+			w.proven(sn, c.Until.Add(-sn.n.cfg.Lease))
+			sn.lease.Renew(c.Until)
+		case RevokeLeaseCommand:
+			sn.lease.Revoke()
+		case FreezeCommand, ThawCommand:
+			if _, froze := c.(FreezeCommand); froze == sn.frozen {
+				w.fatal("%T, and frozen is %v", c, sn.frozen)
+			}
+			sn.frozen = !sn.frozen
+			if !sn.frozen && !sn.lease.Fresh(w.at(sn)) {
+				w.fatal("thawed without a lease")
+			}
+		case DropCommand:
+			for _, s := range sn.sessions {
+				s.dead = true
+			}
+		case RejectCommand, PresenceCommand:
 		}
 	}
 	w.check(sn)
@@ -137,7 +173,9 @@ func (w *world) check(sn *simNode) {
 // publish is one core publish of a fact: every node's fast subscription gets it, and the journal if it is up.
 func (w *world) publish(subject, msgID, payload string, expect *uint64) (StoreOutcome, uint64) {
 	for _, sn := range w.nodes {
-		sn.fast = append(sn.fast, FastMessage{subject, msgID, []byte(payload)})
+		if !sn.cutOff {
+			sn.fast = append(sn.fast, FastMessage{subject, msgID, []byte(payload)})
+		}
 	}
 	if w.down {
 		return StoreFailed, 0
@@ -154,7 +192,7 @@ func (w *world) publish(subject, msgID, payload string, expect *uint64) (StoreOu
 	w.dedupe[msgID] = m
 	w.note("  stored as %d", w.last)
 	if f, err := DecodeFact(subject, msgID, []byte(payload)); err == nil && f.Verb != VerbReinstate {
-		b := sessionsBefore{fact: f}
+		b := sessionsBefore{fact: f, seq: w.last, at: w.now}
 		for _, sn := range w.nodes {
 			b.sessions = append(b.sessions, sn.sessions...)
 		}
@@ -171,8 +209,8 @@ func (w *world) deliverFast(sn *simNode, i int) {
 }
 
 func (w *world) deliverJournal(sn *simNode) bool {
-	if w.down {
-		return false
+	if w.down || sn.cutOff || sn.gen != w.gen {
+		return false // a consumer of a stream that is gone just waits
 	}
 	var next storedMsg
 	pending := uint64(0)
@@ -189,7 +227,7 @@ func (w *world) deliverJournal(sn *simNode) bool {
 		return false
 	}
 	sn.pos = next.seq
-	w.note("node %d: journal %d %s %q %q, pending %d", slices.Index(w.nodes, sn), next.seq, next.subject, next.msgID, next.payload, pending-1)
+	w.note("node %d: journal %d %s %q %.40q, pending %d", slices.Index(w.nodes, sn), next.seq, next.subject, next.msgID, next.payload, pending-1)
 	w.event(sn, JournalMessage{next.subject, next.msgID, []byte(next.payload), next.seq, next.stored, pending - 1})
 	return true
 }
@@ -200,7 +238,10 @@ func (w *world) answerStores(sn *simNode, lose bool) {
 		sn.stores = sn.stores[1:]
 		before := w.last
 		w.note("node %d: store %s %q expecting %d", slices.Index(w.nodes, sn), c.Subject, c.MsgID, c.ExpectLastSubjectSeq)
-		outcome, seq := w.publish(c.Subject, c.MsgID, string(c.Payload), &c.ExpectLastSubjectSeq)
+		outcome, seq := StoreFailed, uint64(0)
+		if !sn.cutOff {
+			outcome, seq = w.publish(c.Subject, c.MsgID, string(c.Payload), &c.ExpectLastSubjectSeq)
+		}
 		if w.last > before && w.originals[messageKey(c.Subject, c.MsgID)] && !w.mayStore {
 			w.fatal("stored again what the journal had: %+v", c)
 		}
