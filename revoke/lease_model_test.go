@@ -36,8 +36,19 @@ func (w *world) inForce(sn *simNode, b sessionsBefore, how string) {
 			w.fatal("node %s %s, and a session of %s from before %+v is alive", sn.id, how, s.id.Principal, b.fact)
 		}
 	}
-	if b.fact.Verb == VerbKill || b.fact.Verb == VerbSuspend && !w.now.Before(b.fact.Until) {
+	if b.fact.Verb == VerbKill {
 		return
+	}
+	if b.fact.Verb == VerbSuspend {
+		// Of several suspends the journal's last one decides.
+		for _, later := range w.stored {
+			if later.seq > b.seq && later.fact.Verb == VerbSuspend && later.fact.Scope == b.fact.Scope {
+				return
+			}
+		}
+		if !w.now.Before(b.fact.Until) {
+			return
+		}
 	}
 	for _, id := range simIDs {
 		if _, denied := sn.n.Table().Check(id, sn.n.Table().Position(), w.now); b.fact.Scope.Matches(id) && !denied {
