@@ -126,6 +126,9 @@ func (n *Node) onPresence(p revoke.Presence) {
 	if p.Node != n.cfg.Node {
 		return
 	}
+	if p.Boot == n.cfg.Boot && p.Forgotten != "" {
+		n.log.Error("somebody has declared that this process does not run; its next heartbeat says that it does", "who", p.Forgotten)
+	}
 	if p.Boot > n.cfg.Boot && p.State != revoke.StateLeft {
 		// Two processes with one id would answer for each other: the older one gives way.
 		n.supersede(p.Boot)

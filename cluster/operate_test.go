@@ -65,3 +65,22 @@ func TestAFleetIsLookedAfterWithTheShippedPermissions(t *testing.T) {
 		return nodes[1].Status == "forgotten" && nodes[1].Presence.State == revoke.StateLeft
 	})
 }
+
+func TestAStaleNodeThatAnswersSaysSo(t *testing.T) {
+	s := natsServer(t, jetStreamConf(t))
+	initStreams(t, DialOptions{URL: s.ClientURL(), Timeout: patience}, 1)
+	cfg := outsideConfig(t, "a", s.ClientURL(), 1)
+	cfg.Heartbeat, cfg.Lease, cfg.OnStale = 200*time.Millisecond, time.Second, "freeze"
+	defer crash(startNode(t, cfg, newFakeEngine())) // it cannot say goodbye any more
+	c := dial(t, DialOptions{URL: s.ClientURL()})
+	waitNodes(t, c, "it is fresh", func(nodes []NodeInfo) bool {
+		return len(nodes) == 1 && nodes[0].Report != nil && !nodes[0].Report.Stale && nodes[0].Report.Ready
+	})
+	// Its connection lives, and its journal does not.
+	if err := c.js.DeleteStream(testContext(t), journalStream); err != nil {
+		t.Fatal(err)
+	}
+	waitNodes(t, c, "it is stale", func(nodes []NodeInfo) bool {
+		return nodes[0].Report != nil && nodes[0].Report.Stale && nodes[0].Report.NotReady != ""
+	})
+}

@@ -40,6 +40,7 @@ type NodeReport struct {
 	State      string    `json:"state"`
 	Ready      bool      `json:"ready"`
 	NotReady   string    `json:"not_ready,omitempty"` // why
+	Stale      bool      `json:"stale"`               // it has served, and its lease has ended
 	Started    time.Time `json:"started"`
 	Applied    uint64    `json:"applied"`
 	TableHash  string    `json:"table_hash"` // of the facts up to Applied
@@ -174,6 +175,7 @@ func (n *Node) report() NodeReport {
 		State:           n.State(),
 		Ready:           ready,
 		NotReady:        why,
+		Stale:           n.isReady.Load() && !n.Fresh(),
 		Started:         n.started,
 		Applied:         applied,
 		TableHash:       hash,

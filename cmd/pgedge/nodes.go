@@ -83,6 +83,9 @@ func (a *app) printNodes(nodes []cluster.NodeInfo) error {
 		state, sessions, unsettled, applied, lag := p.State, p.Sessions, p.Unsettled, p.Applied, ""
 		if r := n.Report; r != nil {
 			state, sessions, unsettled, applied, lag = r.State, r.Sessions, r.Unsettled, r.Applied, fmt.Sprint(r.JournalLag)
+			if r.Stale {
+				state = "stale"
+			}
 		}
 		lease := ""
 		switch {
