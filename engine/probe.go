@@ -32,6 +32,7 @@ type Probe struct {
 	Usable     bool   // it has found and ended a session of its own
 	Missing    string // why it is not usable
 	ByPort     bool   // backends are found by our own port; else by backend_start
+	MayNoLogin bool   // it may take LOGIN from roles, as sweep: true does
 	ChecksDead bool   // the server takes client_connection_check_interval
 	// ClockAhead is how far the server's clock is ahead of ours, known to within RoundTrip.
 	ClockAhead time.Duration
@@ -102,6 +103,7 @@ func probeHost(ctx context.Context, u *Upstream, host HostPort) Probe {
 		return p
 	}
 	p.Superuser, p.Usable, p.Missing, p.ByPort, p.ChecksDead = proven.superuser, proven.usable, proven.missing, proven.byPort, proven.checksClients
+	p.MayNoLogin = proven.mayNoLogin
 	if err := p.look(ctx, conn); err != nil {
 		p.NoLogin = err
 	}

@@ -128,6 +128,7 @@ func (d *doctor) run(sources config.Sources) error {
 	d.stateDir()
 	d.descriptors()
 	d.certificateFiles()
+	d.canary()
 	clusterCfg := cluster.Config{Node: d.cfg.Node, StateDir: d.cfg.StateDir, NATS: natsAddress(d.cfg.Cluster),
 		Credentials: natsCredentials(d.cfg.Cluster), Routes: natsRoutes(d.cfg.Cluster.Routes), Replicas: d.cfg.Cluster.Replicas}
 	running := d.nats(clusterCfg)

@@ -132,6 +132,9 @@ func TestDoctorFailsForWhatIsBrokenAndSaysWhatToDo(t *testing.T) {
 			}
 		}
 	}
+	sweeps := filepath.Join(dir, "sweeps.yaml")
+	writeFile(t, sweeps, "databases: {'*': {sweep: true, upstream: '"+with("pgedge_control", "control-secret", "")+"'}}\n")
+	wantFinding(t, doctored(t, 1, "-c", sweeps, "--state-dir", filepath.Join(dir, "state")), "fail control role", "may not set roles NOLOGIN", "CREATEROLE")
 	broken := filepath.Join(dir, "broken.yaml")
 	writeFile(t, broken, "nood: a\n")
 	wantFinding(t, doctored(t, 1, "-c", broken, "--state-dir", filepath.Join(dir, "state")), "fail configuration", "unknown key")

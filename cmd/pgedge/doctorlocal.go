@@ -147,6 +147,15 @@ func descriptorsOf(pid int) (int, error) {
 	return 0, errors.New("no such line")
 }
 
+// canary says whether this node takes part in drills.
+func (d *doctor) canary() {
+	if d.cfg.Drill.User == "" {
+		d.note(levelSkip, "canary", "configure drill: and run pgedge drill every day", "there is none: nothing shows that a revocation works on this node today")
+		return
+	}
+	d.note(levelOK, "canary", "", "%s in database %s: pgedge drill shows whether a revocation works today", d.cfg.Drill.User, d.cfg.Drill.Database)
+}
+
 // certificateFiles looks at the certificates that the configuration names.
 func (d *doctor) certificateFiles() {
 	seen := map[string]bool{}

@@ -44,6 +44,10 @@ func (d *doctor) upstreams() {
 		}
 		for _, p := range probes {
 			d.server(name, up, p)
+			if d.cfg.Databases[name].Sweep && p.Usable && !p.MayNoLogin {
+				d.note(levelFail, "control role", "ALTER ROLE "+p.ControlAs+" CREATEROLE; from PostgreSQL 16 on it needs ADMIN OPTION on the roles as well",
+					"%s at %s: %s may not set roles NOLOGIN, which sweep: true asks for", name, p.Host, p.ControlAs)
+			}
 		}
 	}
 }
