@@ -81,6 +81,11 @@ type fakeEngine struct {
 	changed  chan struct{} // closed and replaced at every order
 	sessions []revoke.SessionInfo
 	onCut    func(revoke.Order)
+
+	// Set before the node starts.
+	upstreams map[string]revoke.UpstreamPresence
+	claims    []revoke.Claim
+	onSweep   func(revoke.SweepPass) ([]revoke.SweepOutcome, error)
 }
 
 func newFakeEngine() *fakeEngine { return &fakeEngine{changed: make(chan struct{})} }
@@ -126,11 +131,14 @@ func (e *fakeEngine) Freeze() {}
 func (e *fakeEngine) Thaw()   {}
 func (e *fakeEngine) Drop()   {}
 
-func (e *fakeEngine) Upstreams() map[string]revoke.UpstreamPresence { return nil }
-func (e *fakeEngine) Claims([]string) []revoke.Claim                { return nil }
+func (e *fakeEngine) Upstreams() map[string]revoke.UpstreamPresence { return e.upstreams }
+func (e *fakeEngine) Claims([]string) []revoke.Claim                { return e.claims }
 
-func (e *fakeEngine) Sweep(context.Context, string, revoke.SweepPass) ([]revoke.SweepOutcome, error) {
-	return nil, errors.New("no server")
+func (e *fakeEngine) Sweep(_ context.Context, _ string, pass revoke.SweepPass) ([]revoke.SweepOutcome, error) {
+	if e.onSweep == nil {
+		return nil, errors.New("no server")
+	}
+	return e.onSweep(pass)
 }
 
 func (e *fakeEngine) RestoreLogins(context.Context, string, func(string, revoke.LoginMark) bool) ([]string, error) {

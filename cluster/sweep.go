@@ -231,6 +231,9 @@ type planned struct {
 // plan says what this node has to do at a server now.
 func (s *sweeper) plan(fleet revoke.Fleet, server string, u revoke.UpstreamPresence, follows []*follow, now time.Time) planned {
 	var v planned
+	if !fleet.MayAct(now) {
+		return v
+	}
 	responsible, sweeps := fleet.Responsible(server, false), u.Sweep && fleet.Responsible(server, true)
 	if !responsible && !sweeps {
 		return v
