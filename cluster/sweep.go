@@ -179,7 +179,8 @@ func (s *sweeper) run(ctx context.Context) {
 
 // round makes one pass at every server where this node has something to do, and returns how long to wait.
 func (s *sweeper) round(ctx context.Context) time.Duration {
-	if !s.n.isReady.Load() {
+	if !s.n.isReady.Load() || !s.n.Fresh() {
+		// A node that may have missed a reinstate has no right to act.
 		return sweepEvery
 	}
 	began := time.Now()
@@ -231,9 +232,6 @@ type planned struct {
 // plan says what this node has to do at a server now.
 func (s *sweeper) plan(fleet revoke.Fleet, server string, u revoke.UpstreamPresence, follows []*follow, now time.Time) planned {
 	var v planned
-	if !fleet.MayAct(now) {
-		return v
-	}
 	responsible, sweeps := fleet.Responsible(server, false), u.Sweep && fleet.Responsible(server, true)
 	if !responsible && !sweeps {
 		return v
@@ -379,7 +377,7 @@ func (s *sweeper) restoreLogins(ctx context.Context, fleet revoke.Fleet, upstrea
 	s.mu.Lock()
 	due := s.restore || now.Sub(s.restored) >= sweepIdle
 	s.mu.Unlock()
-	if !due || !fleet.Current(now) {
+	if !due || !fleet.Current(now) || !s.n.Fresh() {
 		return
 	}
 	s.mu.Lock()

@@ -108,12 +108,6 @@ func (f Fleet) Current(now time.Time) bool {
 	return f.self.Boot != "" && now.Sub(f.self.Heard) <= silentBeats*f.self.heartbeat()
 }
 
-// MayAct says that this boot may act for others: what it knows is no older than its lease. Beyond that a reinstate may
-// have been missed. One that serves on without a lease acts on as well.
-func (f Fleet) MayAct(now time.Time) bool {
-	return f.self.Boot != "" && (!f.self.Fences() || now.Sub(f.self.Heard) <= f.self.Lease())
-}
-
 // Others are the live boots beside this one, which know themselves what they hold.
 func (f Fleet) Others() []Presence {
 	return slices.DeleteFunc(slices.Clone(f.live), func(p Presence) bool { return p.Boot == f.self.Boot && p.Node == f.self.Node })
