@@ -18,7 +18,7 @@ import (
 func (n *Node) handle(received time.Time, ev revoke.Event) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.stopped {
+	if n.stopped || n.deaf && isFact(ev) {
 		return
 	}
 	if received.Before(n.lastNow) {
@@ -32,6 +32,15 @@ func (n *Node) handle(received time.Time, ev revoke.Event) {
 		n.carryOut(c)
 	}
 	n.armTick()
+}
+
+// isFact tells whether an event can change the table.
+func isFact(ev revoke.Event) bool {
+	switch ev.(type) {
+	case revoke.FastMessage, revoke.JournalMessage:
+		return true
+	}
+	return false
 }
 
 func (n *Node) carryOut(c revoke.Command) {

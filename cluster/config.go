@@ -65,6 +65,10 @@ type Config struct {
 	// Default: this node takes none.
 	Cancel func(request []byte) (known bool)
 
+	// Drain makes the node drain and end, as a signal would, and says how long that may take. A second call changes
+	// nothing. Default: the node refuses.
+	Drain func() (DrainPlan, error)
+
 	// OnSuperseded is called once, on its own goroutine, when a younger boot of the same node id has announced
 	// itself. FatalC is closed as well. Default: nothing.
 	OnSuperseded func(boot string)

@@ -72,6 +72,7 @@ type Node struct {
 	tick     *time.Timer
 	replayed bool
 	stopped  bool
+	deaf     bool // facts are not applied any more: the goodbye says how far they were
 
 	// Any goroutine.
 	table   atomic.Pointer[revoke.Table]
@@ -91,13 +92,20 @@ type Node struct {
 // Table is the table logins are checked against. A reload may put another one in its place: ask each time.
 func (n *Node) Table() *revoke.Table { return n.table.Load() }
 
-// Ready reports whether logins may be admitted, and if not, why.
+// Ready reports whether the node wants new clients, and if not, why.
 func (n *Node) Ready() (bool, string) {
+	if n.FatalErr() == nil && n.State() == revoke.StateDraining {
+		return false, "the node is draining"
+	}
+	return n.Admits()
+}
+
+// Admits reports whether logins may be admitted, and if not, why. A node that has begun to drain admits them until its
+// engine refuses: load balancers take a moment to notice that it is not ready.
+func (n *Node) Admits() (bool, string) {
 	switch {
 	case n.FatalErr() != nil:
 		return false, n.FatalErr().Error()
-	case n.State() == revoke.StateDraining:
-		return false, "the node is draining"
 	case n.State() == revoke.StateLeft:
 		return false, "the node has stopped"
 	case n.streamsFault.Load() != nil:
@@ -168,8 +176,7 @@ func (n *Node) close(ctx context.Context) error {
 	if err := n.service.Stop(); err != nil {
 		problems = append(problems, fmt.Errorf("cannot stop the query service: %w", err))
 	}
-	n.sweeper.flush()
-	if err := n.receipts.drain(ctx); err != nil {
+	if err := n.quiesce(ctx); err != nil {
 		problems = append(problems, err)
 	}
 	if err := n.leave(ctx); err != nil {

@@ -76,6 +76,7 @@ func (n *Node) serveQueries() error {
 		{"drill", drillSubject, n.answerDrill},
 		{"impact", impactSubject, n.answerImpact},
 		{"claims", claimsSubject, n.answerClaims},
+		{"drain", drainSubject, n.answerDrain},
 	} {
 		if err := svc.AddEndpoint(e.name, micro.HandlerFunc(e.handle), micro.WithEndpointSubject(e.subject)); err != nil {
 			return fmt.Errorf("cannot announce the query %s: %w", e.name, err)

@@ -139,7 +139,7 @@ func (l *loop) die(batch []*session) {
 			// Without a control role: the reset first, so that Postgres reads no more of what is queued, then the
 			// cancel request for what it is running.
 			t.s.back.drop()
-			go l.eng.cancelFallback(t)
+			l.eng.fallbacks.Go(func() { l.eng.cancelFallback(t) })
 		}
 	}
 	l.each(batch, func(s *session) {

@@ -134,7 +134,7 @@ func (e *Engine) endLoginBackend(s *session, wasCut bool) <-chan struct{} {
 	}
 	resetOnClose(l.wire.raw)
 	l.wire.raw.Close()
-	go e.cancelFallback(t)
+	e.fallbacks.Go(func() { e.cancelFallback(t) })
 	return gone
 }
 

@@ -52,8 +52,9 @@ type Engine struct {
 	lease      atomic.Uint32 // leaseHeld, leaseFrozen or leaseDropped; see freeze.go
 	logins     loginSet
 	background sync.WaitGroup
-	done       chan struct{} // closed when the engine stops taking clients
-	stopping   chan struct{} // closed when no session is left and the loops stop
+	fallbacks  sync.WaitGroup // cancel requests of kills under way
+	done       chan struct{}  // closed when the engine stops taking clients
+	stopping   chan struct{}  // closed when no session is left and the loops stop
 	stopOnce   sync.Once
 }
 
@@ -257,26 +258,6 @@ func (e *Engine) applySettings(l Limits, t Timeouts, contact string) {
 func (e *Engine) limits() *Limits     { return &e.settings.Load().limits }
 func (e *Engine) timeouts() *Timeouts { return &e.settings.Load().timeouts }
 
-// Drain refuses new logins and ends every session at its next sync point, at the latest when ctx ends.
-func (e *Engine) Drain(ctx context.Context) {
-	e.draining.Store(true)
-	for _, l := range e.loops {
-		l.post(func() { l.drain(false) })
-	}
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for e.admitted.Load() > 0 {
-		select {
-		case <-ctx.Done():
-			for _, l := range e.loops {
-				l.post(func() { l.drain(true) })
-			}
-			return
-		case <-tick.C:
-		}
-	}
-}
-
 // Stop closes the listeners and every session and waits until all is gone, at the latest when ctx ends.
 func (e *Engine) Stop(ctx context.Context) error {
 	var err error
@@ -289,14 +270,15 @@ func (e *Engine) Stop(ctx context.Context) error {
 		e.logins.stop()
 		// An enroll while gnet stops would wait for ever: all logins end first.
 		waitFor(ctx, &e.logins.running)
-		for _, l := range e.loops {
-			l.post(func() { l.drain(true) })
-		}
+		e.drainLoops(true)
 		for e.admitted.Load() > 0 && ctx.Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		e.controls.close()
-		e.awaitLoops() // what the control connections have just given up on is still written into receipts
+		// What the control connections have just given up on, and what cancel requests come to, is still written into receipts.
+		e.awaitLoops()
+		waitFor(ctx, &e.fallbacks)
+		e.awaitLoops()
 		close(e.stopping)
 		e.clock.stop()
 		e.drains.close()

@@ -170,25 +170,3 @@ func (l *loop) tick() {
 		l.wakeAt(l.timers[0].due)
 	}
 }
-
-// drain ends sessions for a node that stops: at their next sync point, or at once.
-func (l *loop) drain(atOnce bool) {
-	for s := range l.sessions {
-		switch {
-		case s.reason != reasonNone && atOnce && s.target == nil && !s.isCut:
-			s.front.expire()
-			s.back.expire()
-		case s.reason != reasonNone:
-		case atOnce:
-			s.end(ReasonShutdown, "")
-			if s.back.phase == phDrain {
-				s.back.close() // nobody waits for what Postgres still does
-			}
-			if s.front.open() {
-				s.front.linger(lingerTime) // what a client does not read now it will not get
-			}
-		default:
-			s.endAtSyncPoint(ReasonShutdown)
-		}
-	}
-}

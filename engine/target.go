@@ -150,11 +150,11 @@ func (e *Engine) giveUp(t *target, backend, why string) {
 	if s.loop == nil {
 		resetOnClose(s.link.wire.raw)
 		s.link.wire.raw.Close()
-		go e.cancelFallback(t)
+		e.fallbacks.Go(func() { e.cancelFallback(t) })
 		return
 	}
 	s.loop.post(func() {
 		s.back.drop()
-		go e.cancelFallback(t)
+		e.fallbacks.Go(func() { e.cancelFallback(t) })
 	})
 }

@@ -71,8 +71,8 @@ func (s *session) nextDue() int64 {
 	if t.IdleInTransaction > 0 {
 		consider(last + int64(t.IdleInTransaction))
 	}
-	if t.SessionMax > 0 && s.closing == reasonNone {
-		consider(int64(s.began.Sub(s.eng.epoch)) + int64(t.SessionMax))
+	if t.SessionMax > 0 {
+		consider(s.tooOldAt(t))
 	}
 	if due > 0 && due <= s.now() {
 		// Due but not idle: look again within a second.
@@ -115,13 +115,27 @@ func (s *session) onTimer(now int64) {
 			return
 		}
 	}
-	if t.SessionMax > 0 && now >= int64(s.began.Sub(s.eng.epoch))+int64(t.SessionMax) {
-		s.endAtSyncPoint(ReasonSessionMax)
+	if t.SessionMax > 0 && now >= s.tooOldAt(t) {
+		if s.closing == ReasonSessionMax {
+			s.end(ReasonSessionMax, "no sync point in time")
+		} else {
+			s.endAtSyncPoint(ReasonSessionMax)
+		}
 		if s.reason != reasonNone {
 			return
 		}
 	}
 	s.rearm()
+}
+
+// tooOldAt is when the session has reached its longest lifetime, and once it waits for its next sync point, when it has
+// waited for as long as a draining node would: a pipeline that never empties has none.
+func (s *session) tooOldAt(t *Timeouts) int64 {
+	at := int64(s.began.Sub(s.eng.epoch)) + int64(t.SessionMax)
+	if s.closing == ReasonSessionMax {
+		at += int64(t.Drain)
+	}
+	return at
 }
 
 // earliest is the smallest of the times that are set, 0 for none.

@@ -138,6 +138,7 @@ func TestWireCancelGoesToTheServerUnderItsOwnKeyOnly(t *testing.T) {
 		if key.PID == own.PID || len(key.Secret) != length || strings.Contains(string(key.Secret), "own") {
 			t.Fatalf("the client of version %x was given %v", version, key)
 		}
+		c.send(query("SELECT 1")) // for an idle session the server is not bothered
 		cancelAt(t, n.addr, key)
 		if got := <-requests; string(got) != string(codec.AppendCancelRequest(nil, own)[4:]) {
 			t.Errorf("the server was sent %q", got)

@@ -58,6 +58,7 @@ type runningNode struct {
 	late  lateEngine
 	node  atomic.Pointer[cluster.Node]
 	eng   *engine.Engine
+	drain drainOrders
 }
 
 // serve runs a node until a signal, the end of ctx, or an error that only a restart can cure.
@@ -65,7 +66,7 @@ func serve(ctx context.Context, p serveParams) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	n := &runningNode{serveParams: p, metrics: metrics.NewSet()}
+	n := &runningNode{serveParams: p, metrics: metrics.NewSet(), drain: drainOrders{given: make(chan struct{})}}
 	for _, w := range p.warnings {
 		n.log.Warn("configuration", "problem", w.String())
 	}
@@ -86,6 +87,7 @@ func serve(ctx context.Context, p serveParams) error {
 				return err
 			}
 			running = true
+			n.planDrain()
 			if n.ready != nil {
 				n.ready(n)
 			}
@@ -101,10 +103,14 @@ func serve(ctx context.Context, p serveParams) error {
 				n.stop(false, signals)
 				return errors.New("stopped by a signal while starting")
 			default:
-				n.log.Info("stopping", "signal", s.String(), "drain", n.cfg.Timeouts.Drain.String())
+				n.log.Info("stopping", "signal", s.String(), "delay", n.cfg.Timeouts.DrainDelay.String(), "drain", n.cfg.Timeouts.Drain.String())
 				n.stop(true, signals)
 				return nil
 			}
+		case <-n.drain.given:
+			n.log.Info("draining, as pgedge nodes drain has asked", "delay", n.cfg.Timeouts.DrainDelay.String(), "drain", n.cfg.Timeouts.Drain.String())
+			n.stop(true, signals)
+			return nil
 		case <-fatal:
 			err := n.node.Load().FatalErr()
 			n.stop(false, signals)
@@ -157,6 +163,7 @@ func (n *runningNode) start(ctx context.Context) error {
 		Heartbeat: cfg.Cluster.Heartbeat, Lease: cfg.Cluster.Lease, Freeze: cfg.Cluster.Freeze, OnStale: cfg.Cluster.OnStale,
 		Canary: n.newCanary(),
 		Cancel: n.late.Cancel,
+		Drain:  n.takeDrainOrder,
 		Logger: n.log, Metrics: n.metrics,
 	}, &n.late)
 	if err != nil {
@@ -231,7 +238,7 @@ func (n *runningNode) makeEngine(node *cluster.Node) error {
 	cfg.Version = programVersion()
 	cfg.Table = node.Table()
 	cfg.Serving = func() error {
-		if ok, why := node.Ready(); !ok {
+		if ok, why := node.Admits(); !ok {
 			return errors.New(why)
 		}
 		return nil

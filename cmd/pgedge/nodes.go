@@ -48,8 +48,7 @@ not the one that the journal gives, or that it follows another journal.`,
 	}
 	connect.register(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "forgotten boots too")
-	cmd.AddCommand(laterCommand("drain"))
-	cmd.AddCommand(a.nodesForgetCommand())
+	cmd.AddCommand(a.nodesDrainCommand(), a.nodesForgetCommand())
 	return cmd
 }
 

@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"pgedge/cluster"
 	"pgedge/cmd/pgedge/config"
 	"pgedge/revoke"
 )
@@ -38,7 +42,31 @@ func (n *runningNode) reloadConfig(ctx context.Context) {
 	// The rest of n.cfg stays what the process runs with, so that the next reload names the same keys again.
 	n.cfg.Limits.LoginTimeout, n.cfg.Limits.PerPrincipal = cfg.Limits.LoginTimeout, cfg.Limits.PerPrincipal
 	n.cfg.Timeouts, n.cfg.Contact = cfg.Timeouts, cfg.Contact
+	n.planDrain()
 	n.log.Info("SIGHUP: limits.login_timeout, limits.per_principal, timeouts and contact reloaded")
+}
+
+// drainOrders is how pgedge nodes drain reaches the loop of serve.
+type drainOrders struct {
+	plan  atomic.Pointer[cluster.DrainPlan] // what a drain would take; nil until the start is over
+	once  sync.Once
+	given chan struct{} // closed by the first order
+}
+
+// planDrain takes over the timeouts that are in force now.
+func (n *runningNode) planDrain() {
+	t := n.cfg.Timeouts
+	n.drain.plan.Store(&cluster.DrainPlan{DelayMS: t.DrainDelay.Milliseconds(), DrainMS: t.Drain.Milliseconds()})
+}
+
+// takeDrainOrder implements the Drain of cluster.Config.
+func (n *runningNode) takeDrainOrder() (cluster.DrainPlan, error) {
+	plan := n.drain.plan.Load()
+	if plan == nil {
+		return cluster.DrainPlan{}, errors.New("it has not finished its start")
+	}
+	n.drain.once.Do(func() { close(n.drain.given) })
+	return *plan, nil
 }
 
 // stop takes everything down. With drain, sessions may finish what they are doing; a second signal cuts that short.
@@ -67,7 +95,11 @@ func (n *runningNode) stop(drain bool, signals <-chan os.Signal) {
 	node := n.node.Load()
 	if n.eng != nil {
 		if drain {
+			// From here on /readyz says 503; for the delay everything else goes on, since load balancers have to notice.
 			node.SetState(revoke.StateDraining)
+			if d := n.cfg.Timeouts.DrainDelay; d > 0 {
+				bounded(d, func(c context.Context) { <-c.Done() })
+			}
 			bounded(n.cfg.Timeouts.Drain, n.eng.Drain)
 		}
 		// Not cut short by a hurry: without it the sockets would be left to the kernel and clients to guess.

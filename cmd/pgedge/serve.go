@@ -38,7 +38,8 @@ pg_signal_backend and pg_read_all_stats: with it a kill is verified, without it 
 Flags win over PGEDGE_* variables (PGEDGE_LIMITS_MAX_SESSIONS sets limits.max_sessions, PGEDGE_UPSTREAM is --upstream),
 these over the file. SIGHUP reloads timeouts, contact, limits.login_timeout and limits.per_principal, and reopens the
 audit file; limits.max_sessions and limits.max_logins need a restart, like everything else. SIGTERM or SIGINT drains:
-new logins are refused, sessions end at their next sync point; a second one ends the process at once.`,
+/readyz says 503, for timeouts.drain_delay nothing else changes, then new logins are refused (57P03) and sessions end at
+their next sync point (57P01), at the latest after timeouts.drain; a second one ends the process at once.`,
 		Example: `  pgedge serve --upstream postgres://pgedge_control:secret@db:5432
   pgedge serve -c /etc/pgedge/pgedge.yaml
   pgedge serve --upstream postgres://db --node edge-b --listen 127.0.0.1:6433 --admin off --nats "$(cat /var/lib/pgedge/nats-url)"`,

@@ -49,6 +49,9 @@ type Timeouts struct {
 	SessionMax        time.Duration
 	// Drain is how long a stopping node lets sessions finish what they are doing. Default: 30s.
 	Drain time.Duration
+	// DrainDelay is how long a stopping node goes on as before, logins included, while /readyz already says that it is
+	// not ready: load balancers take a moment to notice. Default: 0.
+	DrainDelay time.Duration
 }
 
 // Database says where the sessions of one database name go.

@@ -60,7 +60,7 @@ admin: off
 state_dir: /tmp/state
 tls: {mode: disable, cert_file: , key_file: , client_ca_file: }
 limits: {max_sessions: 100, max_logins: 5, login_timeout: 2s, per_principal: 3, failed_logins_per_address_per_minute: 0}
-timeouts: {idle_session: 1m, idle_in_transaction: 0, session_max: 12h, drain: 5s}
+timeouts: {idle_session: 1m, idle_in_transaction: 0, session_max: 12h, drain: 5s, drain_delay: 3s}
 contact: it@corp.com
 databases:
   app:
@@ -78,7 +78,7 @@ identity: {github: {}, scim: {}}
 	want := &Config{
 		Node: "edge-a", Listen: []string{"127.0.0.1:6432", "unix:/run/pgedge"}, StateDir: "/tmp/state", Contact: "it@corp.com",
 		Limits:   Limits{MaxSessions: 100, MaxLogins: 5, LoginTimeout: 2 * time.Second, PerPrincipal: 3},
-		Timeouts: Timeouts{IdleSession: time.Minute, SessionMax: 12 * time.Hour, Drain: 5 * time.Second},
+		Timeouts: Timeouts{IdleSession: time.Minute, SessionMax: 12 * time.Hour, Drain: 5 * time.Second, DrainDelay: 3 * time.Second},
 		Databases: map[string]Database{"app": {
 			Upstream: "postgres://u@db1:5432,db2:5432/app?sslmode=disable", MaxBackends: 7, Sweep: true,
 		}},

@@ -96,6 +96,8 @@ var rootKeys = []key[Config]{
 	laterKey[Config]("timeouts.query_wait"),
 	durationKey("timeouts.drain", func(c *Config) *time.Duration { return &c.Timeouts.Drain }, 100*time.Millisecond, 24*time.Hour, true),
 
+	durationKey("timeouts.drain_delay", func(c *Config) *time.Duration { return &c.Timeouts.DrainDelay }, 100*time.Millisecond, time.Hour, true),
+
 	{path: "databases", each: true},
 
 	onlyKey[Config]("auth.method", []string{"passthrough", "scram", "auth_query", "jwt", "oauth", "cert", "trust"}, "passthrough"),
