@@ -20,7 +20,7 @@ func (e *Engine) Freeze() {
 		return
 	}
 	refused := e.refuseLogins()
-	e.log.Warn("the lease has ended: sessions are frozen and logins refused", "sessions", e.SessionCount(), "logins_refused", refused)
+	e.log.Warn("sessions are frozen", "sessions", e.SessionCount(), "logins_refused", refused)
 	for _, l := range e.loops {
 		l.post(l.freeze)
 	}
@@ -29,7 +29,7 @@ func (e *Engine) Freeze() {
 // Thaw lets frozen sessions go on with what is buffered. The facts missed meanwhile have been applied.
 func (e *Engine) Thaw() {
 	if e.lease.Swap(leaseHeld) != leaseHeld {
-		e.log.Info("the lease is back: sessions go on", "sessions", e.SessionCount(), "frozen", e.metrics.frozenSessions.Load())
+		e.log.Info("frozen sessions go on", "sessions", e.SessionCount(), "frozen", e.metrics.frozenSessions.Load())
 	}
 	for _, l := range e.loops {
 		l.post(l.thaw)
@@ -43,7 +43,7 @@ func (e *Engine) Drop() {
 		return
 	}
 	refused := e.refuseLogins()
-	e.log.Warn("the lease has not come back: sessions are ended with their backends", "sessions", e.SessionCount(), "logins_refused", refused)
+	e.log.Warn("sessions and their backends are being ended for the lease", "sessions", e.SessionCount(), "logins_refused", refused)
 	at := time.Now()
 	for _, l := range e.loops {
 		l.post(func() { l.drop(at) })

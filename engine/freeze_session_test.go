@@ -2,7 +2,9 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,6 +96,43 @@ func TestASessionThatFindsTheLeaseEndedFreezesByItself(t *testing.T) {
 			n.noBugs()
 		})
 	}
+}
+
+// One read can hold many records of TLS: the lease is looked at before each is decrypted, and the others stay whole.
+func TestALeaseThatEndsBetweenTwoRecordsLetsTheFirstPass(t *testing.T) {
+	t.Parallel()
+	const looks, answer, recordBytes = 3, 100000, 16 << 10
+	var budget atomic.Int64
+	budget.Store(1 << 40)
+	n := startLeased(t, func(c *Config) {
+		c.Databases = map[string]Database{"*": {Upstream: controlUpstream(t, "pgedge_control", server.Addr(), "?sslmode=require")}}
+		c.Fresh = func() bool { return budget.Add(-1) >= 0 }
+	})
+	role := newRole(t, "")
+	r := n.raw(role)
+	s := n.only(role)
+	r.Query(fmt.Sprintf("SELECT pg_sleep(0.5)::text || string_agg(i::text, ',') FROM generate_series(1, %d) i", answer))
+	server.WaitInt(t, 1, asleepSQL, role)
+	release := n.holdLoops()
+	server.WaitInt(t, 1, "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND (state = 'idle' OR wait_event = 'ClientWrite')", role)
+	before := s.bytesOut // the loop stands still
+	budget.Store(looks)
+	release()
+	n.waitFrozen(1)
+	if passed := s.moved().out - before; passed == 0 || passed > looks*recordBytes {
+		t.Errorf("%d bytes passed with %d looks at the lease", passed, looks)
+	}
+	silence := still(t, "the session", func() int64 { return s.moved().out })
+	if silence-before > looks*recordBytes {
+		t.Errorf("%d bytes passed with %d looks at the lease", silence-before, looks)
+	}
+	budget.Store(1 << 40)
+	var want strings.Builder
+	for i := 1; i <= answer; i++ {
+		fmt.Fprintf(&want, "%d,", i)
+	}
+	answered(t, r, strings.TrimSuffix(want.String(), ","))
+	n.noBugs()
 }
 
 // lockedBy opens a transaction of a new role that holds a lock on a new table.
