@@ -3,6 +3,7 @@ package engine
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"pgedge/internal/pgtest"
 )
@@ -50,7 +51,7 @@ func TestALoginIsRefusedWhileTheLeaseHasEnded(t *testing.T) {
 // not passed on.
 func TestALoginUnderWayIsRefusedWhenTheLeaseEnds(t *testing.T) {
 	t.Parallel()
-	n := startLeased(t, nil)
+	n := startLeased(t, func(c *Config) { c.Limits.LoginTimeout = time.Hour })
 	for _, noticed := range []bool{true, false} {
 		silent := dialPlain(t, "tcp", n.addr)
 		asked := dialPlain(t, "tcp", n.addr)

@@ -256,6 +256,26 @@ func TestAClientThatHangsUpInAFrozenTransactionSetsFreeWhatItHadLocked(t *testin
 	}
 }
 
+// A FIN would not stop what Postgres is running; a client that is gone from a frozen session has its backend terminated.
+func TestAClientThatHangsUpWhileFrozenStopsWhatItWasRunning(t *testing.T) {
+	t.Parallel()
+	n := startLeased(t, nil)
+	r, role, table := n.lockedBy()
+	r.Query("SET client_connection_check_interval = 0")
+	pgtest.WaitFor[*pgproto3.ReadyForQuery](r)
+	r.Query("SELECT pg_sleep(3600)")
+	server.WaitInt(t, 1, asleepSQL, role)
+	got := waiter(t, table)
+	n.lose()
+	r.Close()
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+	server.WaitBackends(t, role, 0)
+	n.nothingLeft()
+	n.noBugs()
+}
+
 // A backend that ends meanwhile has said why; its client hears it with the thaw.
 func TestTheWordsOfABackendThatEndsWhileFrozenArriveWithTheThaw(t *testing.T) {
 	t.Parallel()
@@ -273,14 +293,21 @@ func TestTheWordsOfABackendThatEndsWhileFrozenArriveWithTheThaw(t *testing.T) {
 
 func TestTheTimeOfAFreezeIsNobodysIdleness(t *testing.T) {
 	t.Parallel()
-	n := startLeased(t, func(c *Config) { c.Timeouts.IdleSession = 700 * time.Millisecond })
+	const timeout = 1500 * time.Millisecond
+	n := startLeased(t, func(c *Config) { c.Timeouts.IdleSession = timeout })
 	role := newRole(t, "")
 	r := n.raw(role)
 	s := n.only(role)
 	n.lose()
-	pgtest.Wait(t, "the idle timeout to be over twice", func() bool { return s.now()-s.lastActive.Load() > 2*int64(700*time.Millisecond) })
+	pgtest.Wait(t, "the idle timeout to be over twice", func() bool { return s.now()-s.lastActive.Load() > 2*int64(timeout) })
 	silence(t, r)
 	n.regain()
+	n.waitFrozen(0)
+	s.onLoop(func() {
+		if idle := time.Duration(s.now() - s.lastActive.Load()); idle > timeout {
+			t.Errorf("the session counts as idle for %v", idle)
+		}
+	})
 	r.Query("SELECT 'not idle'")
 	answered(t, r, "not idle")
 	told(t, <-follow(r), "57P05")
