@@ -93,6 +93,12 @@ func TestASessionThatIsBeingEnrolledWhenTheLeaseEndsIsFrozen(t *testing.T) {
 		c.send(startup("user", "trustuser", "database", pgtest.Database))
 		c.until('Z')
 		c.send(query("SELECT 'at once'"))
+		pgtest.Wait(t, "the session to be on its way to its loop", func() bool {
+			all := n.index.all()
+			all[0].mu.Lock()
+			defer all[0].mu.Unlock()
+			return len(all) == 1 && all[0].state == stEnrolling
+		})
 		n.held.Store(false)
 		n.Freeze()
 		if dropped {
