@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/csv"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -133,7 +134,7 @@ var csvColumns = []string{
 	"node", "boot", "version", "received_via", "received_at", "stage", "final", "matched", "unverified", "cut_us", "closed_us", "verified_us",
 	"session", "principal", "role", "database", "client", "application", "since", "state", "cut", "backend_pid", "backend_start", "backend",
 	"verified", "why", "xact", "more_possible", "bytes_after_cut", "sqlstate",
-	"prepared_xacts", "replication_slots", "direct_sessions", "role_can_login",
+	"prepared_xacts", "replication_slots", "direct_sessions", "role_can_login", "stopped_for", "swept", "residue_why",
 }
 
 type csvWriter struct{ w *csv.Writer }
@@ -151,10 +152,7 @@ func (w *csvWriter) write(r revoke.Receipt) error {
 		r.Reason, r.Actor, r.Source, instant(r.PublishedAt), r.Node, r.Boot, r.Version, r.ReceivedVia, instant(r.ReceivedAt), string(r.Stage),
 		strconv.FormatBool(r.Final()), strconv.Itoa(r.Matched), strconv.Itoa(r.Unverified), number(r.CutUS), number(r.ClosedUS), number(r.VerifiedUS),
 	}
-	tail := make([]string, 4)
-	if d := r.Residue; d != nil {
-		tail = []string{known(d.PreparedXacts), known(d.ReplicationSlots), known(d.DirectSessions), known(d.RoleCanLogin)}
-	}
+	tail := residueCells(r.Residue)
 	if len(r.Sessions) == 0 {
 		return w.row(head, make([]string, len(csvColumns)-len(head)-len(tail)), tail)
 	}
@@ -168,6 +166,29 @@ func (w *csvWriter) write(r revoke.Receipt) error {
 		}
 	}
 	return nil
+}
+
+// residueCells are empty for what was not looked at. What is a list or an object stays JSON.
+func residueCells(d *revoke.Residue) []string {
+	if d == nil {
+		d = &revoke.Residue{}
+	}
+	stopped, swept := "", ""
+	if len(d.StoppedFor) > 0 {
+		stopped = compact(d.StoppedFor)
+	}
+	if d.Swept != nil {
+		swept = compact(d.Swept)
+	}
+	return []string{known(d.PreparedXacts), known(d.ReplicationSlots), known(d.DirectSessions), known(d.RoleCanLogin), stopped, swept, d.Why}
+}
+
+func compact(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return "cannot be written: " + err.Error()
+	}
+	return string(b)
 }
 
 func (w *csvWriter) row(parts ...[]string) error {
