@@ -18,6 +18,9 @@ const (
 	claimTimeout = 10 * time.Second
 )
 
+// errMayRun says that nothing proves the end of a run.
+var errMayRun = errors.New("this state directory is not where it ran, or the machine was started again since, and it may run elsewhere")
+
 // runs are the runs that ended with the state directory in their hands and without a goodbye. Holding its lock proves
 // that they are gone.
 func (r *bootRecord) runs() []bootID {
@@ -27,14 +30,24 @@ func (r *bootRecord) runs() []bootID {
 	return append([]bootID{r.bootID}, r.Owed...)
 }
 
+// endedHere says that the runs of the record held this very directory, so that holding its lock proves their end.
+func (r *bootRecord) endedHere(d *stateDir) bool {
+	return r != nil && r.Place != "" && r.Place == d.place()
+}
+
 // claimID refuses to start under an id that somebody else is using. Two processes with one id would answer for each
 // other, and the older one, which may carry the journal itself, would give way to a typing mistake. The runs of this
-// state directory are no obstacle, so that a node that was killed can be started again at once.
+// state directory are no obstacle, so that a node that was killed can be started again at once; those in a record that
+// was copied from elsewhere, or survived a restart of the machine, are like any other's.
 func (n *Node) claimID(ctx context.Context, previous *bootRecord) error {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	own := map[string]bool{revoke.NodeSubject(n.cfg.Node, n.cfg.Boot): true}
-	for _, run := range previous.runs() {
+	ended := previous.runs()
+	if !previous.endedHere(n.dir) {
+		ended = nil
+	}
+	for _, run := range ended {
 		own[revoke.NodeSubject(run.Node, run.Boot)] = true
 	}
 	stream, err := n.js.Stream(ctx, journalStream)
@@ -68,18 +81,22 @@ func (n *Node) claimID(ctx context.Context, previous *bootRecord) error {
 
 // sayGoodbyes publishes `left` for the runs that held the state directory before and were killed, so that nobody has
 // to wait for them. Where that fails the next start tries again: until then they count as silent.
-func (n *Node) sayGoodbyes(ctx context.Context, previous *bootRecord) {
+//
+// Without proof that they have ended, a goodbye is said only for a run that is certainly stale, since a verdict takes
+// it as a proof: a run of a directory that was copied may be serving still, cut off from the journal.
+func (n *Node) sayGoodbyes(ctx context.Context, previous *bootRecord, proven bool) {
 	ctx, cancel := context.WithTimeout(ctx, goodbyeTimeout)
 	defer cancel()
 	for _, run := range previous.runs() {
 		if run.Boot == n.cfg.Boot {
 			continue
 		}
-		said, err := n.sayGoodbyeFor(ctx, run)
+		said, err := n.sayGoodbyeFor(ctx, run, proven)
 		switch {
 		case err != nil:
 			n.log.Warn("cannot announce that a previous run has ended", "boot", run.Boot, "error", err)
-			if len(n.owed) < maxOwed {
+			// What could not be proven now will not be by the next start, whose own record hides where this one came from.
+			if len(n.owed) < maxOwed && !errors.Is(err, errMayRun) {
 				n.owed = append(n.owed, run)
 			}
 		case said:
@@ -90,7 +107,7 @@ func (n *Node) sayGoodbyes(ctx context.Context, previous *bootRecord) {
 
 // sayGoodbyeFor repeats the last heartbeat of a run as its goodbye: the sessions that it had are what a verdict has to
 // know. It says nothing for a run that has done so itself.
-func (n *Node) sayGoodbyeFor(ctx context.Context, run bootID) (said bool, err error) {
+func (n *Node) sayGoodbyeFor(ctx context.Context, run bootID, proven bool) (said bool, err error) {
 	p := revoke.Presence{V: 1, Node: run.Node, Boot: run.Boot}
 	subject := revoke.NodeSubject(run.Node, run.Boot)
 	stream, err := n.js.Stream(ctx, journalStream)
@@ -110,6 +127,17 @@ func (n *Node) sayGoodbyeFor(ctx context.Context, run bootID) (said bool, err er
 	}
 	if p.State == revoke.StateLeft {
 		return false, nil
+	}
+	if !proven && msg != nil {
+		info, err := stream.Info(ctx)
+		if err != nil {
+			return false, fmt.Errorf("cannot read the journal's clock: %w", err)
+		}
+		silent := info.TimeStamp.Sub(msg.Time)
+		lease := max(p.Lease(), time.Duration(p.LeaseMS)*time.Millisecond)
+		if !p.Fences() || silent <= lease+lease/100 {
+			return false, fmt.Errorf("%w: it was last heard %s ago, and says on_stale %s", errMayRun, max(0, silent).Round(time.Second), p.OnStale)
+		}
 	}
 	p.State, p.Crashed, p.At = revoke.StateLeft, true, time.Now().UTC()
 	p.N++

@@ -63,28 +63,33 @@ func TestNodeThatWasKilledStartsAgainAtOnceAndKeepsItsSessionsInItsGoodbye(t *te
 }
 
 func TestNodeThatIsKilledInTheMiddleIsNeverComplete(t *testing.T) {
-	owner, engA := testConfig(t, "a"), newFakeEngine()
-	a := startNode(t, owner, engA)
-	answering(engA, a, 1, 0)
-	eng := newFakeEngine() // It never answers.
-	eng.sessions = fakeSessions("b", 1)
-	cfg := testConfig(t, "b")
-	cfg.NATS = a.URL()
-	b := startNode(t, cfg, eng)
-	c := dial(t, DialOptions{StateDir: owner.StateDir})
-	pub, err := c.Publish(testContext(t), revoke.VerbKill, scopeOf("alice"), PublishOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	crash(b)
-	startNode(t, cfg, newFakeEngine())
-	ctx := testContext(t)
-	verdict, _, err := c.Await(ctx, pub, nil)
-	if err != nil || ctx.Err() != nil || verdict.Verdict != revoke.Incomplete {
-		t.Fatalf("the verdict is %+v, error %v, context %v", verdict, err, ctx.Err())
-	}
-	if len(verdict.Nodes) != 2 || verdict.Nodes[1].Boot != b.Boot() || verdict.Nodes[1].Why == "" {
-		t.Errorf("the nodes are %+v", verdict.Nodes)
+	for onStale, want := range map[string]revoke.Verdict{revoke.OnStaleServe: revoke.Incomplete, revoke.OnStaleFreeze: revoke.CompleteFenced} {
+		t.Run(onStale, func(t *testing.T) {
+			t.Parallel()
+			owner, engA := testConfig(t, "a"), newFakeEngine()
+			a := startNode(t, owner, engA)
+			answering(engA, a, 1, 0)
+			eng := newFakeEngine() // It never answers.
+			eng.sessions = fakeSessions("b", 1)
+			cfg := testConfig(t, "b")
+			cfg.NATS, cfg.OnStale, cfg.Lease = a.URL(), onStale, 3*time.Second
+			b := startNode(t, cfg, eng)
+			c := dial(t, DialOptions{StateDir: owner.StateDir})
+			pub, err := c.Publish(testContext(t), revoke.VerbKill, scopeOf("alice"), PublishOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			crash(b)
+			startNode(t, cfg, newFakeEngine())
+			ctx := testContext(t)
+			verdict, _, err := c.Await(ctx, pub, nil)
+			if err != nil || ctx.Err() != nil || verdict.Verdict != want {
+				t.Fatalf("the verdict is %+v, error %v, context %v", verdict, err, ctx.Err())
+			}
+			if len(verdict.Nodes) != 2 || verdict.Nodes[1].Boot != b.Boot() || verdict.Nodes[1].Why == "" {
+				t.Errorf("the nodes are %+v", verdict.Nodes)
+			}
+		})
 	}
 }
 
@@ -96,7 +101,7 @@ func TestAGoodbyeThatCouldNotBeSaidIsOwed(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.owed = []bootID{ghost}
-	if err := n.dir.recordBoot(bootRecord{bootID{"a", n.Boot()}, n.owed}); err != nil {
+	if err := n.dir.recordBoot(bootRecord{bootID{"a", n.Boot()}, n.owed, n.dir.place()}); err != nil {
 		t.Fatal(err)
 	}
 	closeNode(t, n)

@@ -79,8 +79,9 @@ func Start(ctx context.Context, cfg Config, eng Engine) (_ *Node, err error) {
 			return nil, err
 		}
 	}
-	n.sayGoodbyes(ctx, previous)
-	if err := n.dir.recordBoot(bootRecord{bootID{n.cfg.Node, n.cfg.Boot}, n.owed}); err != nil {
+	// A journal of its own lies in the directory: whoever runs on a copy of it writes another one.
+	n.sayGoodbyes(ctx, previous, cfg.alone() || previous.endedHere(n.dir))
+	if err := n.dir.recordBoot(bootRecord{bootID{n.cfg.Node, n.cfg.Boot}, n.owed, n.dir.place()}); err != nil {
 		return nil, err
 	}
 	if err := n.run(ctx); err != nil {

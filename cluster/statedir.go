@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -44,6 +46,8 @@ type bootRecord struct {
 	bootID
 	// Owed are earlier runs that ended without a goodbye, which could not be said for them yet.
 	Owed []bootID `json:"owed,omitempty"`
+	// Place tells the directory itself from a copy of it: see stateDir.place.
+	Place string `json:"place,omitempty"`
 }
 
 // maxOwed bounds the runs that are remembered for a goodbye; the oldest go first.
@@ -194,6 +198,21 @@ func (d *stateDir) recordListener(rec listenerRecord) error {
 		return fmt.Errorf("cannot write %s: %w", listenerFile, err)
 	}
 	return nil
+}
+
+// place names this very directory on this very start of the machine; "" when that cannot be told. Only there does the
+// lock prove that the run in the boot record has ended: a copy of the directory, on this machine or in a clone of it,
+// has a lock of its own, and the run that it speaks of may be alive where the copy was taken.
+func (d *stateDir) place() string {
+	kernel, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(d.path, &st); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s/%d/%d", strings.TrimSpace(string(kernel)), st.Dev, st.Ino)
 }
 
 func (d *stateDir) recordBoot(rec bootRecord) error {
