@@ -217,7 +217,10 @@ func TestNodeLearnsAfterAnOutageWhatItMissed(t *testing.T) {
 	cmd.Wait()
 
 	// The same journal comes back at the same address, and has a fact that the node never saw on the fast path.
-	offline := startNode(t, child, newFakeEngine())
+	// For now it is somewhere else, or the node would be back before the look at its table.
+	elsewhere := child
+	elsewhere.Listen = fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0])
+	offline := startNode(t, elsewhere, newFakeEngine())
 	c := dial(t, DialOptions{StateDir: child.StateDir})
 	pub, err := c.Publish(testContext(t), revoke.VerbRevoke, scopeOf("alice"), PublishOptions{})
 	if err != nil {
