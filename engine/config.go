@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -19,6 +20,7 @@ type Config struct {
 	Version string
 
 	Listen    []string            // "host:port", or "unix:DIR" for DIR/.s.PGSQL.5432
+	Listeners []net.Listener      // opened by somebody else, served like those of Listen; the engine closes them
 	Databases map[string]Database // by the name a client asks for; "*" is the fallback
 	Limits    Limits
 	Timeouts  Timeouts
@@ -141,7 +143,7 @@ func (c *Config) Validate() error {
 	if c.Node == "" {
 		bad("node: missing")
 	}
-	if len(c.Listen) == 0 {
+	if len(c.Listen)+len(c.Listeners) == 0 {
 		bad("listen: at least one address is needed")
 	}
 	if len(c.Databases) == 0 {

@@ -98,3 +98,20 @@ func (s *session) drain(atOnce bool) {
 		s.endAtSyncPoint(ReasonShutdown)
 	}
 }
+
+// Responds reports whether every event loop takes a task before ctx ends: a loop that hangs serves nobody, and nothing
+// but a restart helps.
+func (e *Engine) Responds(ctx context.Context) bool {
+	for _, l := range e.loops {
+		if l.await(ctx, func() {}) {
+			continue
+		}
+		select {
+		case <-e.stopping: // they have ended as they should
+			return true
+		default:
+			return false
+		}
+	}
+	return true
+}

@@ -136,12 +136,15 @@ func (e *Engine) Start(ctx context.Context) error {
 			return errors.Join(err, e.Stop(ctx))
 		}
 		e.listeners = append(e.listeners, ln)
+	}
+	e.listeners = append(e.listeners, e.cfg.Listeners...)
+	for _, ln := range e.listeners {
 		e.background.Go(func() { e.accept(ln) })
 	}
 	return nil
 }
 
-// Addrs returns where the engine listens, in the order of Config.Listen.
+// Addrs returns where the engine listens, in the order of Config.Listen, then of Config.Listeners.
 func (e *Engine) Addrs() []net.Addr {
 	var addrs []net.Addr
 	for _, ln := range e.listeners {

@@ -59,6 +59,7 @@ type runningNode struct {
 	node  atomic.Pointer[cluster.Node]
 	eng   *engine.Engine
 	drain drainOrders
+	tell  notifier
 }
 
 // serve runs a node until a signal, the end of ctx, or an error that only a restart can cure.
@@ -66,7 +67,7 @@ func serve(ctx context.Context, p serveParams) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	n := &runningNode{serveParams: p, metrics: metrics.NewSet(), drain: drainOrders{given: make(chan struct{})}}
+	n := &runningNode{serveParams: p, metrics: metrics.NewSet(), drain: drainOrders{given: make(chan struct{})}, tell: notifier{p.log}}
 	for _, w := range p.warnings {
 		n.log.Warn("configuration", "problem", w.String())
 	}
@@ -88,6 +89,8 @@ func serve(ctx context.Context, p serveParams) error {
 			}
 			running = true
 			n.planDrain()
+			n.tell.ready("serving")
+			go n.tell.watchdog(startCtx, n.eng.Responds)
 			if n.ready != nil {
 				n.ready(n)
 			}
@@ -146,6 +149,10 @@ func (n *runningNode) readiness() error {
 func (n *runningNode) start(ctx context.Context) error {
 	began := time.Now()
 	cfg := n.cfg
+	if _, _, err := n.listeners(); err != nil {
+		return err
+	}
+	n.tell.status("starting")
 	n.log.Info("starting", "node", cfg.Node, "version", programVersion(), "state_dir", cfg.StateDir)
 	n.setStage("connecting to the journal")
 	if cfg.Admin != "" {
@@ -251,6 +258,9 @@ func (n *runningNode) makeEngine(node *cluster.Node) error {
 	}
 	cfg.Logger = n.log
 	cfg.Metrics = n.metrics
+	if cfg.Listen, cfg.Listeners, err = n.listeners(); err != nil {
+		return err
+	}
 	eng, err := engine.New(cfg)
 	if err != nil {
 		return err

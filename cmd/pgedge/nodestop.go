@@ -17,6 +17,8 @@ import (
 
 // reloadConfig applies what can be applied to a running node. A configuration with an error changes nothing.
 func (n *runningNode) reloadConfig(ctx context.Context) {
+	n.tell.reloading()
+	defer n.tell.ready("serving")
 	if n.trail != nil {
 		reopenCtx, cancel := context.WithTimeout(ctx, stopTimeout)
 		if err := n.trail.Reopen(reopenCtx); err != nil {
@@ -71,6 +73,7 @@ func (n *runningNode) takeDrainOrder() (cluster.DrainPlan, error) {
 
 // stop takes everything down. With drain, sessions may finish what they are doing; a second signal cuts that short.
 func (n *runningNode) stop(drain bool, signals <-chan os.Signal) {
+	n.tell.stopping(n.cfg.Timeouts.DrainDelay + n.cfg.Timeouts.Drain + leaveTimeout + 5*stopTimeout)
 	ctx, hurry := context.WithCancel(context.Background())
 	defer hurry()
 	go func() {

@@ -35,8 +35,14 @@ type served struct {
 
 func startServe(t *testing.T, args ...string) *served {
 	t.Helper()
-	s := &served{t: t, cmd: exec.Command("pgedge", append([]string{"serve", "--log-format", "json"}, args...)...), lines: make(chan map[string]any, 1000)}
-	s.cmd.Env = cleanEnviron()
+	cmd := exec.Command("pgedge", append([]string{"serve", "--log-format", "json"}, args...)...)
+	cmd.Env = cleanEnviron()
+	return startCommand(t, cmd)
+}
+
+func startCommand(t *testing.T, cmd *exec.Cmd) *served {
+	t.Helper()
+	s := &served{t: t, cmd: cmd, lines: make(chan map[string]any, 1000)}
 	stderr, err := s.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -30,6 +30,7 @@ const (
 	nuid       = "github.com/nats-io/nuid"
 	metrics    = "github.com/VictoriaMetrics/metrics"
 	ulid       = "github.com/oklog/ulid/v2"
+	systemd    = "github.com/coreos/go-systemd/v22"
 	cobra      = "github.com/spf13/cobra"
 	pflag      = "github.com/spf13/pflag"
 	yaml       = "go.yaml.in/yaml/v4"
@@ -54,7 +55,7 @@ var table = []row{
 	{"admin", []string{"revoke"}, []string{metrics},
 		"shows state through interfaces it declares, so that a page can never reach a session directly"},
 	{"cmd", []string{"revoke", "codec", "engine", "cluster", "identity", "audit", "admin", "cmd", "internal/pgserver"},
-		[]string{cobra, pflag, yaml, ulid, metrics, pgx, sys},
+		[]string{cobra, pflag, yaml, ulid, metrics, pgx, sys, systemd},
 		"wires everything; the only place where siblings meet. NATS and gnet stay behind cluster and engine"},
 	{"bench", []string{"internal/pgserver"}, []string{pgx, sys, yaml},
 		"measures the binary from outside, as it measures PgBouncer"},

@@ -161,7 +161,7 @@ func TestOneBadLineIsOneProblem(t *testing.T) {
 		"port too large":        {"listen: ['localhost:70000']\n", `1 listen: "localhost:70000": the port must be a number from 0 to 65535`},
 		"relative unix":         {"listen: ['unix:run']\n", "1 listen: unix:run: the directory of a unix socket must be an absolute path"},
 		"same address twice":    {"listen: [':6432', ':6432']\n", "1 listen: :6432 is listed twice"},
-		"systemd":               {"listen: systemd\n", "1 listen: systemd: not supported in this version"},
+		"systemd":               {"listen: 'systemd:a b'\n", `1 listen: "systemd:a b": not the name of a systemd socket`},
 		"null element":          {"listen: [null]\n", "1 listen: each element must be a plain value"},
 		"empty access":          {"access:\n", "1 access: not supported in this version"},
 		"database without name": {"databases: {'': {upstream: x}}\n", "1 databases: a database name has 1 to 63 bytes"},

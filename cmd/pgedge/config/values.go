@@ -105,8 +105,12 @@ func parseListen(vs []string) ([]string, error) {
 }
 
 func checkListen(v string) error {
-	if v == "systemd" || strings.HasPrefix(v, "systemd:") || strings.HasPrefix(v, "fd:") {
-		return fmt.Errorf("%s: %w", v, errUnsupported)
+	if name, ok := strings.CutPrefix(v, "systemd:"); ok || v == "systemd" {
+		// As systemd has it: FileDescriptorName= takes up to 255 printable ASCII characters but colons.
+		if ok && (name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == ':' })) {
+			return fmt.Errorf("%q: not the name of a systemd socket", v)
+		}
+		return nil
 	}
 	if dir, ok := strings.CutPrefix(v, "unix:"); ok {
 		switch {
