@@ -77,6 +77,7 @@ func startChild(t *testing.T, dir string) (*exec.Cmd, string) {
 type fakeEngine struct {
 	mu       sync.Mutex
 	orders   []revoke.Order
+	leases   []string // what was said about the lease
 	cutAt    []time.Time
 	changed  chan struct{} // closed and replaced at every order
 	sessions []revoke.SessionInfo
@@ -127,9 +128,39 @@ func (e *fakeEngine) Sessions(f SessionFilter) []revoke.SessionInfo {
 	return list
 }
 
-func (e *fakeEngine) Freeze() {}
-func (e *fakeEngine) Thaw()   {}
-func (e *fakeEngine) Drop()   {}
+func (e *fakeEngine) Freeze() { e.lease("freeze") }
+func (e *fakeEngine) Thaw()   { e.lease("thaw") }
+func (e *fakeEngine) Drop()   { e.lease("drop") }
+
+func (e *fakeEngine) lease(what string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.leases = append(e.leases, what)
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// waitLease returns when the engine has been told so many things about the lease, and checks what.
+func (e *fakeEngine) waitLease(t testing.TB, want ...string) {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		e.mu.Lock()
+		changed, got := e.changed, slices.Clone(e.leases)
+		e.mu.Unlock()
+		if len(got) >= len(want) {
+			if !slices.Equal(got, want) {
+				t.Fatalf("the engine was told to %q, not to %q", got, want)
+			}
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("the engine was told to %q, not to %q", got, want)
+		}
+	}
+}
 
 func (e *fakeEngine) Upstreams() map[string]revoke.UpstreamPresence { return e.upstreams }
 func (e *fakeEngine) Claims([]string) []revoke.Claim                { return e.claims }

@@ -314,7 +314,7 @@ func TestARefusedHeartbeatThatNothingExplainsMeansAnotherStream(t *testing.T) {
 	refused()
 	r.want("revoke", "freeze", "reload")
 	// Only a consumer that begins after this tells what the stream holds.
-	r.deliver(21, 0, "pgedge.other", "")
+	r.back(r.beat().N, 21, 0)
 	r.want()
 	r.event(JournalReset{Stream: "s1"})
 	r.deliver(4, 2, "pgedge.kill.principal.bob", "")
@@ -389,4 +389,27 @@ func TestAnIllegalMoveOfTheLeaseIsABug(t *testing.T) {
 	}()
 	k := leaseKeeper{state: LeaseFrozen}
 	k.move(LeaseFrozen)
+}
+
+func TestALoadThatBeganBeforeTheStreamWasReplacedDoesNotCount(t *testing.T) {
+	r := newBeatRig(t, NodeConfig{})
+	r.beat()
+	r.back(1, 10, 0)
+	r.deliver(30, 0, aliceRevoke, "")
+	r.event(JournalReset{Stream: "s1"})
+	r.back(1, 10, 1)
+	for range 2 {
+		r.event(HeartbeatResult{N: r.beat().N, Outcome: StoreWrongLastSequence, Last: 6, LastKnown: true})
+		r.pass(refusedFor)
+	}
+	r.want("revoke", "freeze", "reload")
+	r.deliver(30, 0, aliceRevoke, "")
+	if e := r.n.Stats().Epoch; e != 1 || r.n.following() {
+		t.Fatalf("epoch %d: the old stream was taken for the new one", e)
+	}
+	r.otherStream("s1", 7)
+	if e := r.n.Stats().Epoch; e != 2 || !r.n.following() {
+		t.Fatalf("epoch %d", e)
+	}
+	r.wantDenied(true)
 }
