@@ -189,5 +189,6 @@ func (n *Node) syncCounters() {
 	n.m.factsRejected.Set(stats.Rejected)
 	n.m.factsSuperseded.Set(stats.Superseded)
 	n.m.factsHealed.Set(stats.Healed)
+	n.m.factsRescued.Set(stats.Rescued)
 	n.m.factsOverflow.Set(stats.Overflow)
 }

@@ -17,6 +17,7 @@ type nodeMetrics struct {
 	factsRejected   *metrics.Counter
 	factsSuperseded *metrics.Counter
 	factsHealed     *metrics.Counter
+	factsRescued    *metrics.Counter
 	factsOverflow   *metrics.Counter
 	rejectedUnsent  *metrics.Counter
 	factsStored     *metrics.Counter
@@ -52,6 +53,7 @@ func newNodeMetrics(set *metrics.Set, n *Node) *nodeMetrics {
 		factsRejected:     set.GetOrCreateCounter(`pgedge_facts_rejected_total`),
 		factsSuperseded:   set.GetOrCreateCounter(`pgedge_facts_superseded_total`),
 		factsHealed:       set.GetOrCreateCounter(`pgedge_facts_healed_total`),
+		factsRescued:      set.GetOrCreateCounter(`pgedge_facts_rescued_total`),
 		factsOverflow:     set.GetOrCreateCounter(`pgedge_facts_overflow_total`),
 		rejectedUnsent:    set.GetOrCreateCounter(`pgedge_facts_rejected_unpublished_total`),
 		factsStored:       set.GetOrCreateCounter(`pgedge_facts_stored_by_node_total`),
