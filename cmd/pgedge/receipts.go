@@ -257,6 +257,7 @@ func printReceipt(w io.Writer, r revoke.Receipt) error {
 		fmt.Fprintf(w, ", %d not seen gone", r.Unverified)
 	}
 	fmt.Fprintf(w, "\n  %s\n", pace(r))
+	printResidue(w, r.Residue)
 	if len(r.Sessions) == 0 {
 		if r.Matched > 0 && !r.Final() {
 			fmt.Fprintln(w, "  the sessions come with the final receipt")
