@@ -159,6 +159,9 @@ func (n *Node) SetState(state string) {
 	n.beatSoon()
 }
 
+// Announce makes the next heartbeat come at once, for news of the engine's.
+func (n *Node) Announce() { n.beatSoon() }
+
 // PublishReceipt stores a receipt, pages before the summary. It never blocks: receipts wait in a bounded queue where
 // a later stage of the same revocation replaces an earlier one, and are retried until they are stored.
 func (n *Node) PublishReceipt(r revoke.Receipt) { n.receipts.put(n.sweeper.amend(r)) }

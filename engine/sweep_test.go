@@ -114,8 +114,14 @@ func TestResidueCountsWhatAKillLeaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer walsender.Close(ctx)
-	go func() { _, _ = walsender.Exec(ctx, "START_REPLICATION SLOT \"left\" LOGICAL 0/0").ReadAll() }()
+	streaming, stop := context.WithCancel(ctx)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		_, _ = walsender.Exec(streaming, "START_REPLICATION SLOT \"left\" LOGICAL 0/0").ReadAll() // until the test ends
+		walsender.Close(streaming)
+	}()
+	defer func() { stop(); <-stopped }()
 	s.WaitInt(t, 1, "SELECT count(*) FROM pg_replication_slots WHERE active")
 	wantCounts(t, count(), 1, 1, 1, true)
 

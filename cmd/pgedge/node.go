@@ -196,6 +196,8 @@ func (n *runningNode) start(ctx context.Context) error {
 	if err := n.eng.Start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
+	// The servers and the addresses towards them are known now: others need them to act for this node.
+	node.Announce()
 	n.setStage("")
 	for _, a := range n.eng.Addrs() {
 		n.log.Info(logAccepting, "address", a.String())

@@ -43,6 +43,19 @@ func join(t *testing.T, pg *pgtest.Server, id, nats, database string) *member {
 	m.served = startServe(t, "-c", file)
 	m.addr = m.await(logAccepting)["address"].(string)
 	m.await(logReady)
+	where := []string{"--state-dir", m.state}
+	if nats != "" {
+		where = []string{"--nats", nats}
+	}
+	// A node that is stopped before it has said where its backends come from cannot be acted for.
+	pgtest.Wait(t, id+" to announce its addresses", func() bool {
+		for line := range strings.Lines(pgedge(t, 0, append([]string{"nodes", "-o", "json"}, where...)...)) {
+			if strings.Contains(line, `"node":"`+id+`"`) && strings.Contains(line, `"addresses":["127.0.0.1"]`) {
+				return true
+			}
+		}
+		return false
+	})
 	return m
 }
 
@@ -75,7 +88,13 @@ const asleep = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND wai
 func sleep(t *testing.T, pg *pgtest.Server, c *pgx.Conn, role string) {
 	t.Helper()
 	before := pg.QueryInt(t, asleep, role)
-	go func() { _, _ = c.Exec(context.Background(), "SELECT pg_sleep(60)") }()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = c.Exec(ctx, "SELECT pg_sleep(60)") // how it ends is seen in the database
+	}()
+	t.Cleanup(func() { cancel(); <-ended })
 	pg.WaitInt(t, before+1, asleep, role)
 }
 
