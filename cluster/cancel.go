@@ -23,6 +23,8 @@ const (
 	// carried out at a time.
 	cancelRate, cancelBurst = 1000, 1000
 	maxCancels              = 64
+	// cancelAnswerLimit is how long another node may take, which waits for its database.
+	cancelAnswerLimit = 5 * time.Second
 )
 
 // Answers to a forwarded cancel request.
@@ -39,10 +41,11 @@ var errCancelBusy = errors.New("it is busy")
 func cancelSubject(node string) string { return "pgedge.cancel." + node }
 
 // ForwardCancel sends a cancel request to the other live nodes whose ids owner accepts, draining ones included, and
-// returns when one of them has carried it out, all have answered, or ctx has ended. err says that somebody could not
+// returns when one of them has carried it out, all have answered, or ctx or cancelAnswerLimit has ended. err says that somebody could not
 // be asked, and is nil when the request is known.
 func (n *Node) ForwardCancel(ctx context.Context, owner func(node string) bool, request []byte) (known bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
+	// A server that has not noticed yet that a node is dead takes the request and nobody answers.
+	ctx, cancel := context.WithTimeout(ctx, cancelAnswerLimit)
 	defer cancel()
 	nodes := n.othersLike(owner)
 	type answer struct {

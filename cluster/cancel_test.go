@@ -91,7 +91,7 @@ func TestACancelRequestGoesToItsOwnerOnly(t *testing.T) {
 	}
 }
 
-func TestACancelRequestForADeadNodeFailsAtOnce(t *testing.T) {
+func TestACancelRequestForADeadNodeFails(t *testing.T) {
 	a, _ := startCanceller(t, nil, "a")
 	b, _ := startCanceller(t, a, "b")
 	waitKnown(t, a, "b", revoke.StateServing)
