@@ -65,6 +65,12 @@ model: ## check the model of the protocol in docs/model with spin, and that it s
 	@tools/need.sh spin cc
 	@tools/model.sh
 
+SEEDS ?= 5000
+SEED ?= 1
+.PHONY: sim
+sim: ## simulate SEEDS=5000 runs of a fleet, from SEED=1 on, and stop at the first that breaks a guarantee
+	$(GO) run ./internal/sim/cmd -seed $(SEED) -seeds $(SEEDS)
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s) each
 	tools/fuzz.sh $(FUZZTIME)

@@ -64,6 +64,8 @@ var table = []row{
 	{"internal/pgtest", []string{"internal/pgserver"}, []string{pgx},
 		"a test kit that knew the code under test could hide its faults"},
 	{"docs/model", nil, nil, "runs the checker on the model; what the code does is the simulation's business"},
+	{"internal/sim", []string{"revoke"}, nil,
+		"drives the state machine with a simulated world; with a real part in it a seed would not be a run"},
 	{"internal/archtest", nil, nil, "reads the source of everything and needs none of it"},
 }
 
