@@ -119,13 +119,14 @@ func (r *record) inForce(f *fact) bool {
 	return !r.outlived(f)
 }
 
-// outlived says that a suspend was replaced by a later one, whose end decides.
+// outlived says that a suspend was replaced by a later one, whose end decides. What is later is for the journal to say: of
+// two that wait for a leader the one that was sent first may be stored last.
 func (r *record) outlived(f *fact) bool {
 	if f.Verb != revoke.VerbSuspend {
 		return false
 	}
 	for _, g := range r.facts {
-		if g != f && g.Verb == revoke.VerbSuspend && g.Scope == f.Scope && g.published+5*time.Second > f.published {
+		if g != f && g.Verb == revoke.VerbSuspend && g.Scope == f.Scope && (g.published+5*time.Second > f.published || f.seq > 0 && g.seq > f.seq) {
 			return true
 		}
 	}
