@@ -77,7 +77,15 @@ func (n *Node) pendingDue(now time.Time, p *pending) {
 	case pendingFlying:
 		n.flying--
 		p.state = pendingWaiting
-	case pendingWaiting, pendingStored, pendingBeaten:
+	case pendingBeaten:
+		// The newer message that stood in the way should have come by now. If it has not, the stream has put it where
+		// this node had read something else already: it was set back by a little, between two heartbeats.
+		if n.table.LastSeq(p.subject) == p.expect && p.cover.seq == 0 && (n.lastReload.IsZero() || now.Sub(n.lastReload) >= reloadEvery) {
+			n.lastReload = now
+			n.emit(ReloadCommand{Why: "it holds a newer message of " + p.subject + " than it has delivered"})
+		}
+		p.state = pendingWaiting
+	case pendingWaiting, pendingStored:
 		p.state = pendingWaiting
 	}
 	// Facts of one subject are stored one after the other in the order they came: the store keeps the last. One that
