@@ -35,7 +35,7 @@ demo: ## watch a revoked user's running UPDATE be stopped (needs Postgres; insta
 
 .PHONY: test
 test: ## vet and all tests with the race detector, against a real Postgres (PKG=./engine/ TESTFLAGS='-run X -v')
-	@tools/need.sh postgres cc spin
+	@tools/need.sh postgres cc spin haproxy ip
 	$(GO) vet $(PKG)
 	@race=-race; \
 	if ! tools/race-ok.sh; then race=; echo "test: cgo is off or there is no working C compiler, so the race detector is OFF"; fi; \
@@ -70,6 +70,13 @@ SEED ?= 1
 .PHONY: sim
 sim: ## simulate SEEDS=5000 runs of a fleet, from SEED=1 on, and stop at the first that breaks a guarantee
 	$(GO) run ./internal/sim/cmd -seed $(SEED) -seeds $(SEEDS)
+
+SOAK ?= 10m
+SOAKSEED ?= 0
+.PHONY: soak
+soak: ## kill, stop and partition a fleet at random for SOAK (10m) and check every promise (SOAKSEED=n repeats the choices)
+	@tools/need.sh postgres haproxy ip
+	$(GO) test -count 1 -timeout 0 -v -run 'TestSoak$$' ./internal/fleet -soak $(SOAK) -seed $(SOAKSEED)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s) each

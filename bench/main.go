@@ -22,7 +22,9 @@ type scenario struct {
 }
 
 var scenarios = map[string]scenario{
-	"relay": {"CPU per transaction and throughput of pgbench -S in session mode, beside PgBouncer and HAProxy", runRelay},
+	"fleet":  {"a person with many sessions on six nodes: published to cut, closed, verified; bystanders' latency", runFleet},
+	"revoke": {"200 revocations one by one, a running statement on each of six nodes: published to cut, closed, verified", runRevoke},
+	"relay":  {"CPU per transaction and throughput of pgbench -S in session mode, beside PgBouncer and HAProxy", runRelay},
 }
 
 func main() {

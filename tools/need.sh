@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: tools/need.sh THING...     THING: make postgres cc spin pgbouncer haproxy
+# Usage: tools/need.sh THING...     THING: make postgres cc spin ip pgbouncer haproxy
 #
 # Checks that each thing is on this machine. What is missing is installed with apt-get where that is allowed
 # (root, or sudo without a password); otherwise it says what to do and exits 1. A C compiler is only wished for:
@@ -37,12 +37,13 @@ have() {
 	esac
 }
 
-wished_for() { [ "$1" = cc ] || [ "$1" = spin ]; }
+wished_for() { case $1 in cc | spin | haproxy | ip) return 0 ;; *) return 1 ;; esac; }
 
 packages_for() {
 	case $1 in
 	postgres) echo postgresql ;;
 	cc) echo gcc libc6-dev ;;
+	ip) echo iproute2 ;;
 	*) echo "$1" ;;
 	esac
 }

@@ -57,7 +57,7 @@ var table = []row{
 	{"cmd", []string{"revoke", "codec", "engine", "cluster", "identity", "audit", "admin", "cmd", "internal/pgserver"},
 		[]string{cobra, pflag, yaml, ulid, metrics, pgx, sys, systemd},
 		"wires everything; the only place where siblings meet. NATS and gnet stay behind cluster and engine"},
-	{"bench", []string{"internal/pgserver"}, []string{pgx, sys, yaml},
+	{"bench", []string{"internal/pgserver", "internal/fleet"}, []string{pgx, natsClient, sys, yaml},
 		"measures the binary from outside, as it measures PgBouncer"},
 	{"internal/pgserver", nil, []string{pgx},
 		"starts a server for tests, demo and bench, so it knows nothing of pgedge"},
@@ -66,6 +66,9 @@ var table = []row{
 	{"docs/model", nil, nil, "runs the checker on the model; what the code does is the simulation's business"},
 	{"internal/sim", []string{"revoke"}, nil,
 		"drives the state machine with a simulated world; with a real part in it a seed would not be a run"},
+	{"internal/natsd", nil, []string{natsServer}, "the pinned NATS server as a program, so that fleets can kill it"},
+	{"internal/fleet", []string{"internal/pgserver"}, []string{pgx, natsClient},
+		"runs the programs as they are run in earnest; it knows pgedge by its binary and its command line only"},
 	{"internal/archtest", nil, nil, "reads the source of everything and needs none of it"},
 }
 

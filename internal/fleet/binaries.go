@@ -1,0 +1,40 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Binaries are the programs a fleet runs.
+type Binaries struct {
+	Pgedge string
+	NATS   string
+}
+
+// Build compiles the programs from the checkout this runs in, into dir.
+func Build(ctx context.Context, dir string) (Binaries, error) {
+	b := Binaries{Pgedge: filepath.Join(dir, "pgedge"), NATS: filepath.Join(dir, "natsd")}
+	for out, pkg := range map[string]string{b.Pgedge: "pgedge/cmd/pgedge", b.NATS: "pgedge/internal/natsd"} {
+		cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", out, pkg)
+		cmd.Env = os.Environ()
+		if msg, err := cmd.CombinedOutput(); err != nil {
+			return b, fmt.Errorf("cannot build %s: %w\n%s", pkg, err, strings.TrimSpace(string(msg)))
+		}
+	}
+	return b, nil
+}
+
+// program finds a program that Debian keeps outside of an ordinary user's PATH.
+func program(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	if path, err := exec.LookPath("/usr/sbin/" + name); err == nil {
+		return path, nil
+	}
+	return "", fmt.Errorf("%s is not installed: tools/need.sh %s", name, name)
+}
