@@ -142,5 +142,5 @@ func quantile(samples []float64, q float64) float64 {
 }
 
 func stageLine(name string, samples []float64) string {
-	return fmt.Sprintf("%s\t%d\t%.2f\t%.2f\t%.2f\n", name, len(samples), quantile(samples, 0.5), quantile(samples, 0.99), quantile(samples, 1))
+	return fmt.Sprintf("%s\t%d\t%.2f\t%.2f\t%.2f\t\n", name, len(samples), quantile(samples, 0.5), quantile(samples, 0.99), quantile(samples, 1))
 }

@@ -6,7 +6,6 @@ import (
 	"time"
 )
 
-
 // otherStream puts a stream with one heartbeat in it in the place of the present one.
 func (r *beatRig) otherStream(name string, seq uint64) {
 	r.t.Helper()
