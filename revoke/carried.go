@@ -41,15 +41,19 @@ func (t *Table) carries(s Scope, id string) bool {
 	return slices.ContainsFunc(t.carried[s], func(f Fact) bool { return rescueMsgID(f) == id })
 }
 
-func (t *Table) dropCarried(s Scope, id string) {
+// dropCarried gives up the block with a rescue's id, as the journal has it as f. Anybody who may store facts can give a
+// message that id: one that denies less than the block does not take its place.
+func (t *Table) dropCarried(f Fact, id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	left := slices.DeleteFunc(t.carried[s], func(f Fact) bool { return rescueMsgID(f) == id })
+	left := slices.DeleteFunc(t.carried[f.Scope], func(g Fact) bool {
+		return rescueMsgID(g) == id && g.Verb == f.Verb && !f.Until.Before(g.Until)
+	})
 	if len(left) == 0 {
-		delete(t.carried, s)
+		delete(t.carried, f.Scope)
 		return
 	}
-	t.carried[s] = left
+	t.carried[f.Scope] = left
 }
 
 // deniesCarried is the carried block of a scope that denies most.

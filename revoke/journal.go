@@ -167,6 +167,7 @@ func (n *Node) merge(now time.Time, f Fact, learned bool) (again []Fact) {
 		key := "load|" + strconv.FormatUint(f.Seq, 10) + "|" + f.Subject()
 		n.load.heldKeys[key] = struct{}{}
 		n.table.AddProvisional(key, f, f.Until)
+		n.keepDisplaced(now, f)
 	}
 	n.table.Merge(f)
 	return nil

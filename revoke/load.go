@@ -3,6 +3,7 @@ package revoke
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -23,7 +24,16 @@ type loading struct {
 	beatsBefore   uint64
 	back          beatPlace
 	// rescued are the blocks of earlier journals that the load has met, by the id of the message.
-	rescued map[string]Scope
+	rescued map[string]Fact
+	// own are the revokes and suspends of the load that stand in the present table as well. displaced are the blocks that
+	// were in force there in their place, by this load and by those that were broken off before it.
+	own       map[verbScope]struct{}
+	displaced []Fact
+}
+
+type verbScope struct {
+	verb  Verb
+	scope Scope
 }
 
 func (n *Node) beginLoad() {
@@ -33,11 +43,12 @@ func (n *Node) beginLoad() {
 	n.forgetMarks()
 	fresh := &loading{
 		table: NewTable(), refused: make(map[string]uint64), heldKeys: make(map[string]struct{}),
-		rescued: make(map[string]Scope), appliedBefore: n.table.Applied(), beatsBefore: n.beats.last,
+		rescued: make(map[string]Fact), own: make(map[verbScope]struct{}),
+		appliedBefore: n.table.Applied(), beatsBefore: n.beats.last,
 	}
 	if n.load != nil {
 		// What a broken-off load has learned stays denied until one is complete.
-		fresh.held, fresh.heldKeys = n.load.held, n.load.heldKeys
+		fresh.held, fresh.heldKeys, fresh.displaced = n.load.held, n.load.heldKeys, n.load.displaced
 	}
 	n.load = fresh
 	n.lastSeq, n.quiet = 0, false
@@ -68,10 +79,10 @@ func (n *Node) finishLoad(now time.Time) {
 			n.beats.back = l.back
 		}
 	}
-	news := n.table.replace(l.table, recreated, n.foreign, n.epoch, now)
+	news := n.table.replace(l, recreated, n.foreign, n.epoch, now)
 	n.another, n.foreign = "", false
-	for id, s := range l.rescued {
-		n.table.dropCarried(s, id)
+	for id, f := range l.rescued {
+		n.table.dropCarried(f, id)
 	}
 	n.beginRescues(now)
 	for key := range l.heldKeys {
@@ -109,6 +120,26 @@ func (n *Node) cutAgain(now time.Time, f Fact) {
 	n.emit(CutCommand{o})
 	o.Fact.Seq = f.Seq
 	n.emit(CutCommand{o})
+}
+
+// keepDisplaced keeps the block in whose place the present table is about to take a fact of the load. In one journal the
+// newer fact decides, which is only known to be the case when the load is complete; and another journal's fact, of which
+// the seq says nothing, must not end a block of the present one.
+func (n *Node) keepDisplaced(now time.Time, f Fact) {
+	l, key := n.load, verbScope{f.Verb, f.Scope}
+	if last, ok := n.table.fact(f.Verb, f.Scope); ok && f.Seq <= last.Seq {
+		return
+	}
+	_, again := l.own[key]
+	l.own[key] = struct{}{}
+	old, ok := n.table.inForce(f.Verb, f.Scope, now)
+	if again || !ok {
+		return
+	}
+	l.displaced = append(l.displaced, old)
+	held := "displaced|" + strconv.FormatUint(old.Seq, 10) + "|" + old.Subject()
+	l.heldKeys[held] = struct{}{}
+	n.table.AddProvisional(held, old, old.Until)
 }
 
 // keepReplaced carries good messages over that garbage has replaced in the journal since the present table read

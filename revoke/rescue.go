@@ -49,10 +49,10 @@ func (n *Node) beginRescues(now time.Time) {
 // rescued takes a message that a node has rescued.
 func (n *Node) rescued(msgID string, f Fact) {
 	if n.load != nil {
-		n.load.rescued[msgID] = f.Scope
+		n.load.rescued[msgID] = f
 		return
 	}
-	n.table.dropCarried(f.Scope, msgID)
+	n.table.dropCarried(f, msgID)
 }
 
 func (n *Node) rescueDue(now time.Time, r *rescue) {

@@ -155,3 +155,89 @@ func TestTablesAreOnlyComparedWhereNothingIsPendingAndNothingWasReplacedByGarbag
 		t.Fatalf("%+v", c)
 	}
 }
+
+// A node may store facts, and so may give one of them the id of a rescue.
+func TestOnlyAFactThatDeniesAsMuchEndsTheCarryingOfABlock(t *testing.T) {
+	until := t0.Add(time.Hour)
+	for _, loading := range []bool{false, true} {
+		r := newBeatRig(t, NodeConfig{})
+		r.deliver(30, 0, aliceRevoke, "")
+		r.deliver(31, 0, "pgedge.suspend.principal.bob", `{"until":"`+until.Format(time.RFC3339)+`"}`)
+		blocks := r.n.Table().Blocks(r.now)
+		pending := uint64(0)
+		r.event(JournalReset{Stream: "s2"})
+		if loading {
+			pending = 1
+		} else {
+			r.deliver(4, 0, "pgedge.other", "")
+		}
+		r.event(JournalMessage{"pgedge.kill.principal.alice", rescueMsgID(blocks[0].Fact), nil, 5, r.now, pending})
+		short := []byte(`{"until":"` + t0.Add(time.Second).Format(time.RFC3339) + `"}`)
+		r.event(JournalMessage{"pgedge.suspend.principal.bob", rescueMsgID(blocks[1].Fact), short, 6, r.now, 0})
+		r.wantDenied(true)
+		if got := r.n.Table().carriedBlocks(); len(got) != 2 {
+			t.Fatalf("loading %v: carried are %+v", loading, got)
+		}
+	}
+}
+
+// The new journal goes on with greater seqs than the old one's block has, and ends its own block of the scope soon.
+func TestAShorterBlockOfAnotherJournalDoesNotDisplaceALongerOne(t *testing.T) {
+	for _, stream := range []string{"s2", "s1"} {
+		r := newBeatRig(t, NodeConfig{})
+		r.deliver(2, 0, aliceSuspend, `{"until":"`+t0.Add(time.Hour).Format(time.RFC3339)+`"}`)
+		r.deliver(90, 0, "pgedge.other", "")
+		r.event(JournalReset{Stream: stream})
+		r.deliver(30, 1, aliceSuspend, `{"until":"`+t0.Add(time.Minute).Format(time.RFC3339)+`"}`)
+		r.pass(2 * time.Minute)
+		r.wantDenied(true)
+		r.deliver(31, 0, "pgedge.other", "")
+		if stream == "s1" {
+			r.beat()
+			r.back(1, 32, 0) // it was set back
+		}
+		if got := r.n.Stats().Epoch; got != 2 {
+			t.Fatalf("epoch %d", got)
+		}
+		r.wantDenied(true)
+		if got := stores(r.out); len(got) != 1 || got[0].ExpectLastSubjectSeq != 30 {
+			t.Fatalf("%+v", r.out)
+		}
+	}
+}
+
+func TestAShorterSuspendOfTheSameJournalDecidesOnceItHasBeenRead(t *testing.T) {
+	r := newBeatRig(t, NodeConfig{})
+	r.deliver(2, 0, aliceSuspend, `{"until":"`+t0.Add(time.Hour).Format(time.RFC3339)+`"}`)
+	r.event(JournalReset{Stream: "s1"})
+	r.deliver(30, 1, aliceSuspend, `{"until":"`+t0.Add(time.Minute).Format(time.RFC3339)+`"}`)
+	r.pass(2 * time.Minute)
+	r.wantDenied(true)
+	r.deliver(31, 0, "pgedge.other", "")
+	r.wantDenied(false)
+}
+
+// What the new journal has blocked and reinstated itself is its own affair.
+func TestABlockOfTheNewJournalItselfIsNotTakenForTheOldOnes(t *testing.T) {
+	r := newBeatRig(t, NodeConfig{})
+	r.deliver(1, 0, "pgedge.other", "")
+	r.event(JournalReset{Stream: "s2"})
+	r.deliver(30, 1, aliceRevoke, "")
+	r.deliver(31, 0, aliceReinstate, `{"upto":30}`)
+	r.wantDenied(false)
+	if len(stores(r.out)) != 0 {
+		t.Fatalf("%+v", r.out)
+	}
+}
+
+func TestABrokenOffLoadDisplacesNoBlock(t *testing.T) {
+	r := newBeatRig(t, NodeConfig{})
+	r.deliver(2, 0, aliceRevoke, "")
+	r.deliver(90, 0, "pgedge.other", "")
+	r.event(JournalReset{Stream: "s2"})
+	r.deliver(30, 2, aliceRevoke, "")
+	r.event(JournalReset{Stream: "s2"})
+	r.deliver(31, 1, aliceReinstate, `{"upto":30}`)
+	r.deliver(32, 0, "pgedge.other", "")
+	r.wantDenied(true)
+}

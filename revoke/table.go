@@ -308,13 +308,14 @@ func (t *Table) noteRefused(subject string, seq uint64) {
 // is another one than before, what is blocked now stays blocked until a reinstate that comes after this moment:
 // a reinstate found in the new journal may be a copy of one that the old journal had already outlived. foreign says
 // that the two have no message in common. A message that was known keeps its epoch, the others get the one given.
+// Facts of the load that the present table holds already are the new journal's; what they displaced is blocked as well.
 //
 // It returns the facts that have to be carried out again, since sessions may have begun in between: the blocks that are
 // in force now and were not before, and with another journal its other cuts as well.
-func (t *Table) replace(loaded *Table, recreated, foreign bool, epoch uint64, now time.Time) (news []Fact) {
+func (t *Table) replace(l *loading, recreated, foreign bool, epoch uint64, now time.Time) (news []Fact) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	old := t.state
+	old, loaded := t.state, l.table
 	t.state = loaded.state
 	t.epoch = epoch
 	for s, r := range t.state.rows {
@@ -333,9 +334,17 @@ func (t *Table) replace(loaded *Table, recreated, foreign bool, epoch uint64, no
 	}
 	for _, r := range old.rows {
 		for _, f := range [...]*Fact{r.revokeInForce(), r.suspendInForce(now)} {
-			if f != nil && (foreign || !t.state.has(f)) {
+			if f == nil {
+				continue
+			}
+			if _, own := l.own[verbScope{f.Verb, f.Scope}]; !own && (foreign || !t.state.has(f)) {
 				t.carry(*f)
 			}
+		}
+	}
+	for _, f := range l.displaced {
+		if (f.Verb == VerbRevoke || now.Before(f.Until)) && (foreign || !t.state.has(&f)) {
+			t.carry(f)
 		}
 	}
 	t.applied.Store(loaded.applied.Load())
