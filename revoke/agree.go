@@ -29,18 +29,18 @@ type tableMark struct {
 	sum factSum
 }
 
-// opinion is what the last comparison with one boot has said.
+// opinion is what the last comparison with one node has said. Its boots have one between them: a node's credentials are
+// good for any number of boots.
 type opinion struct {
 	same bool
 	at   time.Time
-	who  string
 	seq  uint64
 }
 
 type tableCompare struct {
 	state    tablesState
-	marks    []tableMark // ascending
-	opinions map[string]opinion
+	marks    []tableMark        // ascending
+	opinions map[string]opinion // by node
 }
 
 // comparable says that the table is what anybody reads in the journal up to the applied seq. It is not while the node
@@ -72,7 +72,7 @@ func (n *Node) compareTable(now time.Time, at Instant, p Presence) {
 			if c.opinions == nil || len(c.opinions) >= maxMembers {
 				c.opinions = make(map[string]opinion)
 			}
-			c.opinions[p.Node+"."+p.Boot] = opinion{m.sum.String() == p.TableHash, now, p.Node, p.Applied}
+			c.opinions[p.Node] = opinion{m.sum.String() == p.TableHash, now, p.Applied}
 			n.judgeTable(now, at)
 			return
 		}
@@ -83,16 +83,17 @@ func (n *Node) judgeTable(now time.Time, at Instant) {
 	c := &n.tables
 	same, different := 0, 0
 	var against opinion
-	for key, o := range c.opinions {
+	who := ""
+	for node, o := range c.opinions {
 		switch {
 		case now.Sub(o.at) > n.cfg.Lease:
-			delete(c.opinions, key)
+			delete(c.opinions, node)
 		case o.same:
 			same++
 		default:
 			different++
-			if o.at.After(against.at) || o.at.Equal(against.at) && o.who < against.who {
-				against = o
+			if o.at.After(against.at) || o.at.Equal(against.at) && node < who {
+				against, who = o, node
 			}
 		}
 	}
@@ -100,7 +101,7 @@ func (n *Node) judgeTable(now time.Time, at Instant) {
 		c.state = tablesAgree
 		return
 	}
-	why := fmt.Sprintf("at seq %d its table is not that of node %s, and of %d nodes compared %d agree with it", against.seq, against.who, same+different, same)
+	why := fmt.Sprintf("at seq %d its table is not that of node %s, and of %d nodes compared %d agree with it", against.seq, who, same+different, same)
 	switch c.state {
 	case tablesAgree:
 		c.state = tablesReloading

@@ -132,6 +132,19 @@ func TestANodeThatMoreContradictThanSupportReloadsThenRefuses(t *testing.T) {
 	}
 }
 
+func TestOneNodeWithManyBootsHasOneVoiceAboutTables(t *testing.T) {
+	r := newBeatRig(t, NodeConfig{})
+	r.deliver(1, 0, aliceRevoke, "")
+	good := r.beat().TableHash
+	r.back(1, 2, 0)
+	r.present("edge-b", 3, 2, good)
+	for seq := uint64(4); seq < 9; seq++ {
+		boot := fmt.Sprintf("b%d", seq)
+		r.deliver(seq, 0, NodeSubject("edge-c", boot), fmt.Sprintf(`{"node":"edge-c","boot":%q,"n":1,"stream":"s1","applied":2,"table_hash":"bad"}`, boot))
+		r.want()
+	}
+}
+
 func TestTablesAreOnlyComparedWhereNothingIsPendingAndNothingWasReplacedByGarbage(t *testing.T) {
 	r := newBeatRig(t, NodeConfig{})
 	r.deliver(1, 1, aliceRevoke, "")
