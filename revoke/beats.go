@@ -34,15 +34,16 @@ type beats struct {
 	expect uint64
 	// refusedSince is since when the stream says that it does not have what it had delivered; zero while it does not.
 	refusedSince time.Time
-	// acked is the newest one acknowledged. Acknowledgements are hints: others than the stream could give them.
-	acked   uint64
-	ackedAt time.Time
+	// acked is the newest one acknowledged, and owedSince since when the journal owes one that is: none has come back
+	// after that. Acknowledgements are hints: others than the stream could give them.
+	acked     uint64
+	owedSince time.Time
 }
 
 // heartbeatDue numbers the next heartbeat and remembers the moment.
 func (n *Node) heartbeatDue(now time.Time, at Instant) {
 	b := &n.beats
-	if b.acked > b.back.n && now.Sub(b.ackedAt) > echoWithin && n.following() {
+	if b.acked > b.back.n && now.Sub(b.owedSince) > echoWithin && n.following() {
 		b.acked = b.back.n
 		n.emit(ReloadCommand{Why: "a stored heartbeat has not come back"})
 	}
@@ -63,9 +64,10 @@ func (n *Node) heartbeatResult(now time.Time, at Instant, r HeartbeatResult) {
 	b := &n.beats
 	switch r.Outcome {
 	case StoreOK:
-		if r.N > b.acked {
-			b.acked, b.ackedAt = r.N, now
+		if b.acked <= b.back.n {
+			b.owedSince = now
 		}
+		b.acked = max(b.acked, r.N)
 		b.expect = max(b.expect, r.Seq)
 		b.refusedSince = time.Time{}
 	case StoreWrongLastSequence:
@@ -98,6 +100,7 @@ func (n *Node) ownBeat(at Instant, number, seq uint64) {
 			n.keeper.proof = s
 		}
 	}
+	b.owedSince = n.now
 	if n.load == nil || !n.ready {
 		b.back = beatPlace{number, seq}
 		return

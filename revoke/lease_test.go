@@ -254,6 +254,29 @@ func TestAHeartbeatThatDoesNotComeBackMakesANewConsumer(t *testing.T) {
 	r.want()
 }
 
+// Acknowledgements of later heartbeats are no excuse for the first, but those that come back are.
+func TestAConsumerThatDeliversNoHeartbeatIsReplacedWhileHeartbeatsAreAcknowledged(t *testing.T) {
+	r := newBeatRig(t, NodeConfig{})
+	acked := func() HeartbeatCommand {
+		c := r.beat()
+		r.event(HeartbeatResult{N: c.N, Outcome: StoreOK, Seq: c.N})
+		r.pass(time.Second)
+		return c
+	}
+	for last := acked(); last.N < 10; {
+		c := acked() // one is always on its way
+		r.back(last.N, last.N, 0)
+		r.want("renew")
+		last = c
+	}
+	for range 3 {
+		acked()
+		r.want()
+	}
+	r.beat()
+	r.want("reload")
+}
+
 func TestAnotherStreamTakesTheLeaseUntilItHasBeenRead(t *testing.T) {
 	r := newBeatRig(t, NodeConfig{})
 	r.deliver(40, 0, aliceRevoke, "")

@@ -89,6 +89,7 @@ func (n *Node) finishLoad(now time.Time) {
 		n.table.DropProvisional(key)
 	}
 	n.members.settle(now, l.lastStored)
+	n.beats.owedSince = now
 	n.load = nil
 	n.quiet = true
 	n.tablesLoaded()
