@@ -57,6 +57,9 @@ func (c *Client) Await(ctx context.Context, pub *Publication, onLine func(revoke
 		for _, p := range presences {
 			tell(coordinator.Presence(now, p))
 		}
+		if c.replaced.Load() {
+			coordinator.JournalReplaced()
+		}
 		tell(coordinator.Fences(now))
 		over := ctx.Err() != nil
 		verdict, certain := coordinator.Verdict(now, over)

@@ -58,6 +58,8 @@ type Client struct {
 	js       jetstream.JetStream
 	rights   *rights
 	streamID string
+	// replaced says that the journal is another stream than streamID now.
+	replaced atomic.Bool
 
 	cancel context.CancelFunc
 	work   sync.WaitGroup
@@ -235,6 +237,7 @@ func explainConnect(opts DialOptions, urls string, err error) error {
 
 func (c *Client) onJournalStart(start followStart) error {
 	if id := streamIdentity(start.Stream, ""); id != c.streamID {
+		c.replaced.Store(true)
 		return fmt.Errorf("%w: was %s, is %s", ErrJournalReplaced, c.streamID, id)
 	}
 	c.view.begin(start.Stream.TimeStamp, start.Pending)

@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -138,6 +140,36 @@ func TestALostJournalKeepsWhatWasBlockedAndIsHealedOnceItExistsAgain(t *testing.
 	waitFor(t, "alice is back", func() bool { return !denied(a.Table(), "alice") && !denied(b.Table(), "alice") })
 	if !denied(a.Table(), "bob") {
 		t.Error("bob came back with her")
+	}
+}
+
+// Another node may be fresh by the new journal, which does not hold the fact.
+func TestNobodyIsFencedByAJournalThatIsGone(t *testing.T) {
+	nats, eng := newOutsideNATS(t), newFakeEngine()
+	a := nats.startLeased("a", eng)
+	answering(eng, a, 1, 0)
+	announceSilent(t, a, "b", nil)
+	c := dial(t, DialOptions{URL: nats.url()})
+	pub, err := c.Publish(testContext(t), revoke.VerbRevoke, scopeOf("alice"), PublishOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	js := nats.jetStream()
+	for _, stream := range []string{journalStream, receiptStream} {
+		if err := js.DeleteStream(testContext(t), stream); err != nil {
+			t.Fatal(err)
+		}
+	}
+	initStreams(t, DialOptions{URL: nats.url(), Timeout: patience}, 1)
+	ctx, cancel := context.WithTimeout(testContext(t), 3*time.Second) // b's lease is two
+	defer cancel()
+	verdict, _, err := c.Await(ctx, pub, nil)
+	if err != nil || verdict.Verdict != revoke.Incomplete {
+		t.Errorf("the verdict is %+v, error %v", verdict, err)
+	}
+	// Its author has seen nothing of what the new one holds.
+	if _, err := c.Publish(testContext(t), revoke.VerbReinstate, scopeOf("alice"), PublishOptions{Upto: pub.Seq}); !errors.Is(err, ErrJournalReplaced) {
+		t.Errorf("error %v", err)
 	}
 }
 

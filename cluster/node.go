@@ -20,8 +20,8 @@ import (
 // ErrSuperseded is in the error of Fatal when another process has taken over the node's id.
 var ErrSuperseded = errors.New("a younger process has announced itself under this node's id")
 
-// ErrJournalReplaced is in the error of a Client whose journal has been replaced by another stream while it waited.
-// A node goes on with the new one.
+// ErrJournalReplaced says that the journal has been replaced by another stream since the Client began to read it. It
+// neither undoes nor proves anything there. A node goes on with the new one.
 var ErrJournalReplaced = errors.New("the journal has been replaced by another stream")
 
 // ErrNodeIDInUse is in the error of Start when a live boot of the same node id runs from another state directory.

@@ -96,6 +96,9 @@ func (c *Client) Publish(ctx context.Context, verb revoke.Verb, scope revoke.Sco
 		if err := c.view.wait(ctx); err != nil {
 			return nil, c.rights.explain(fmt.Errorf("cannot read the journal: %w", err))
 		}
+		if c.replaced.Load() {
+			return nil, ErrJournalReplaced // its author has seen nothing of the new one
+		}
 	}
 	pub := &Publication{ID: fact.ID, Verb: verb, Scope: scope, Subject: subject}
 	pub.inbox = c.inboxes.add(fact.ID, subject)
@@ -181,6 +184,9 @@ func (c *Client) store(ctx context.Context, msg *nats.Msg, pub *Publication) err
 			}
 		case <-w.wake:
 		case <-ctx.Done():
+			if c.replaced.Load() {
+				last = ErrJournalReplaced
+			}
 			return c.rights.explain(errors.Join(ErrNotStored, last))
 		}
 		found := c.view.look(w)

@@ -21,6 +21,8 @@ type bootVerdict struct {
 	// foreign says that the boot follows another journal than the publisher: its positions do not compare, and what it
 	// has applied is not known.
 	foreign bool
+	// adrift says that the journal which held the fact has been replaced by another one, which the boot may follow by now.
+	adrift bool
 	// holdsUntil is until when a boot that is known to hold the fact may still have its say: its last heartbeat and a
 	// lease. Zero for one that has not shown that it holds the fact.
 	holdsUntil time.Time
@@ -54,7 +56,7 @@ const (
 
 func (b *bootVerdict) standing(now time.Time) standing {
 	switch {
-	case b.forgotten != "", b.gone && b.fences && !b.foreign:
+	case b.forgotten != "", b.gone && b.fences && !b.foreign && !b.adrift:
 		return standsAside
 	case b.gone:
 		return standsLost
@@ -96,7 +98,7 @@ func (b *bootVerdict) announce(p Presence, journal string, storedAt time.Time) {
 	b.foreign = isForeign(journal, p)
 	b.sessions = max(0, p.Sessions)
 	b.lease = max(b.lease, p.Lease())
-	known := journal != "" && p.Stream != "" && !b.foreign
+	known := journal != "" && p.Stream != "" && !b.foreign && !b.adrift
 	if !b.fences || !known || p.LeaseMS <= 0 || p.LeaseMS > maxLease.Milliseconds() {
 		b.fenceAt = time.Time{}
 		return
@@ -182,6 +184,8 @@ func (b *bootVerdict) why(now time.Time) string {
 		return "its lease has ended: it accepts nothing new"
 	case b.left && !b.leftClean():
 		return "it ended before it had seen the backends of its sessions gone"
+	case b.adrift && !b.left:
+		return "the journal that held the fact has been replaced by another one, by which the node may have been proven fresh without it"
 	case b.gone || b.left || b.rank != rankNone:
 	case !b.fences:
 		return "it has not announced that it stops serving without NATS, so its silence proves nothing"

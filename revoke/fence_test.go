@@ -49,6 +49,26 @@ func TestASilentNodeIsFencedAtTheComputedMomentAndNotBefore(t *testing.T) {
 	wantVerdict(t, c, at, false, Complete, true)
 }
 
+// A boot that follows the other journal by now is fresh without having heard of the fact.
+func TestNobodyIsFencedOnceTheJournalIsAnotherStream(t *testing.T) {
+	gone := fencing("c")
+	gone.Heard = t0.Add(-time.Hour)
+	c := coordinator(fencing("a"), fencing("b"), gone)
+	c.Receipt(t0, stageOf("a", StageVerified, 0))
+	c.JournalReplaced()
+	c.Presence(t0.Add(time.Second), fencing("b"))
+	late := t0.Add(time.Hour)
+	v := wantVerdict(t, c, late, false, Incomplete, true)
+	if lines := c.Fences(late); lines != nil || !strings.Contains(v.Nodes[1].Why, "replaced") || !strings.Contains(v.Nodes[2].Why, "replaced") {
+		t.Fatalf("%+v, %+v", lines, v.Nodes)
+	}
+	// What receipts prove stays proven.
+	proven := coordinator(fencing("a"))
+	proven.JournalReplaced()
+	proven.Receipt(t0, stageOf("a", StageVerified, 0))
+	wantVerdict(t, proven, t0, false, Complete, true)
+}
+
 func TestWhoMayServeWithoutALeaseIsNeverFenced(t *testing.T) {
 	for what, change := range map[string]func(*Presence){
 		"serves on":                 func(p *Presence) { p.OnStale = "serve" },

@@ -235,6 +235,14 @@ func (c *Coordinator) Presence(now time.Time, p Presence) []NodeStatus {
 	return c.changed(now, key, b, before)
 }
 
+// JournalReplaced says that the journal is another stream now: one that does not hold the fact renews leases, and no
+// silence proves anything any more. What receipts have proven stays proven.
+func (c *Coordinator) JournalReplaced() {
+	for _, b := range c.boots {
+		b.adrift, b.fenceAt = true, time.Time{}
+	}
+}
+
 // Fences returns the lines of the boots that have become fenced since the last call: time alone brings them.
 func (c *Coordinator) Fences(now time.Time) []NodeStatus {
 	var lines []NodeStatus
