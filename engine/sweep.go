@@ -396,6 +396,7 @@ func (v *visit) report(ctx context.Context) error {
 				stopped.NotGone = 1
 			}
 			r.Add(revoke.Residue{StoppedFor: []revoke.StoppedFor{stopped}})
+		case f.kind == revoke.BackendDirect && gone && v.pass.Tasks[f.task].Mark == nil: // ended for another task
 		case f.kind == revoke.BackendDirect && gone:
 			r.Swept.DirectSessions++
 			v.eng.metrics.sweptDirect.Inc()

@@ -252,6 +252,34 @@ func TestSweepEndsDirectSessionsAndReinstateRestoresExactly(t *testing.T) {
 	}
 }
 
+// A kill and a revoke of one principal are often followed at the same time. What the sweep of one ends is no residue of
+// the other, which has swept nothing.
+func TestTwoRevocationsOfOneRoleShareAPassWhenOnlyOneSweeps(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, controlWithRights(t, "CREATEROLE"))
+	role := newRole(t, "")
+	direct := past(t, role)
+	tasks := []revoke.SweepTask{
+		{Role: role, Count: true, Before: time.Now().Add(time.Hour)}, // a kill
+		{Role: role, Count: true, Mark: &revoke.LoginMark{Verb: "revoke", Scope: "principal." + role, Seq: 7}},
+	}
+	out, err := n.Sweep(bounded(t), n.theServer(), revoke.SweepPass{Tasks: tasks})
+	if err != nil || len(out) != 2 {
+		t.Fatalf("pass: %v, %v", out, err)
+	}
+	_, err = direct.Exec(bounded(t), "SELECT 1")
+	wantCode(t, err, "57P01")
+	for _, o := range out {
+		wantCounts(t, o.Residue, 0, 0, 0, false)
+	}
+	if kill := out[0].Residue; kill.Swept != nil {
+		t.Errorf("the kill claims to have swept: %+v", kill)
+	}
+	if swept := out[1].Residue.Swept; swept == nil || *swept != (revoke.Swept{DirectSessions: 1, NoLogin: true}) {
+		t.Errorf("swept: %+v", swept)
+	}
+}
+
 func TestARoleThatCouldNotLogInBeforeIsNotTouched(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, controlWithRights(t, "CREATEROLE"))
