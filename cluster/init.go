@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -164,6 +165,10 @@ func initStream(ctx context.Context, js jetstream.JetStream, want jetstream.Stre
 	return info, result, nil
 }
 
+func storageTooSmall(what string, refused *jetstream.APIError) error {
+	return fmt.Errorf("%s: JetStream's storage limit is too small (%s): %s reserves %d GiB on each server that holds a copy; raise max_file_store there", what, refused.Description, receiptStream, receiptMaxBytes>>30)
+}
+
 // explainInit says what has to change before the streams can be created.
 func explainInit(what string, replicas int, err error) error {
 	var wrong *StreamsError
@@ -176,9 +181,12 @@ func explainInit(what string, replicas int, err error) error {
 		case codeReplicasWithoutPeers:
 			return fmt.Errorf("%s: this NATS is a single server; add servers, or give --replicas 1 and accept that the journal dies with its disk", what)
 		case codeNoPeers, codeInsufficientResources:
+			if strings.Contains(refused.Description, "insufficient storage") {
+				return storageTooSmall(what, refused)
+			}
 			return fmt.Errorf("%s: fewer than %d JetStream servers can be reached (%s): start the others, or give a smaller --replicas", what, replicas, refused.Description)
 		case codeStorageExceeded:
-			return fmt.Errorf("%s: JetStream's storage limit is too small (%s): %s reserves %d GiB", what, refused.Description, receiptStream, receiptMaxBytes>>30)
+			return storageTooSmall(what, refused)
 		case codeSubjectOverlap:
 			return fmt.Errorf("%s: another stream holds subjects below pgedge. already (%s): remove it, or use an account without it", what, refused.Description)
 		}

@@ -33,7 +33,7 @@ func (n *Node) carryOutLease(c revoke.Command) {
 		n.lease.Revoke()
 		n.log.Error("nobody is served until this is over", "because", c.Why)
 	case revoke.FreezeCommand:
-		n.log.Error("the lease has ended: sessions are frozen and logins refused", "on_stale", n.cfg.OnStale, "freeze", n.cfg.Freeze, "because", n.staleReason())
+		n.log.Error("the lease has ended: sessions are frozen and logins refused", "on_stale", n.cfg.OnStale, "freeze", n.cfg.Freeze.String(), "because", n.staleReason())
 		n.eng.Freeze()
 	case revoke.ThawCommand:
 		n.log.Info("the lease is back: what was missed has been applied, and frozen sessions go on", "seq", n.proto.Table().Applied())

@@ -59,6 +59,8 @@ type Publication struct {
 	Stored time.Time
 	// SeenAt is when this client saw the fact stored, with the monotonic clock: fences are reckoned from it.
 	SeenAt time.Time
+	// Took is the time from the first attempt to store until SeenAt.
+	Took time.Duration
 
 	// members are the boots that had announced themselves when the journal had been read to its end behind the fact;
 	// counted is false while it has not been.
@@ -102,10 +104,12 @@ func (c *Client) Publish(ctx context.Context, verb revoke.Verb, scope revoke.Sco
 	}
 	pub := &Publication{ID: fact.ID, Verb: verb, Scope: scope, Subject: subject}
 	pub.inbox = c.inboxes.add(fact.ID, subject)
+	began := time.Now()
 	if err := c.store(ctx, msg, pub); err != nil {
 		c.Release(pub)
 		return nil, fmt.Errorf("cannot publish %s of %s: %w", verb, scope, err)
 	}
+	pub.Took = max(0, pub.SeenAt.Sub(began))
 	counting, stop := context.WithTimeout(ctx, countLimit)
 	defer stop()
 	pub.members, pub.counted = c.view.membersAt(counting, pub.Seq)
@@ -187,7 +191,10 @@ func (c *Client) store(ctx context.Context, msg *nats.Msg, pub *Publication) err
 			if c.replaced.Load() {
 				last = ErrJournalReplaced
 			}
-			return c.rights.explain(errors.Join(ErrNotStored, last))
+			if last == nil {
+				last = context.Cause(ctx)
+			}
+			return c.rights.explain(fmt.Errorf("%w: %w", ErrNotStored, last))
 		}
 		found := c.view.look(w)
 		switch {

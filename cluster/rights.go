@@ -87,7 +87,7 @@ func (r *rights) setsWith(subject string) []string {
 	}
 	for _, prefix := range []string{
 		"pgedge.revoke.", "pgedge.kill.", "pgedge.suspend.", "pgedge.reinstate.", nodePrefix, receiptPrefix,
-		"pgedge.query.drain", "pgedge.query.forget", "$JS.API.STREAM.CREATE.",
+		"pgedge.query.drain", "pgedge.query.drill", "pgedge.query.forget", "$JS.API.STREAM.CREATE.",
 	} {
 		if strings.HasPrefix(subject, prefix) {
 			return []string{setOperator}

@@ -149,6 +149,8 @@ func explainJetStream(what string, err error) error {
 		return fmt.Errorf("%s: JetStream is off for this user's account: enable it in the account (jetstream: enabled)", what)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("%s: JetStream is off on this NATS server, or has just begun to start: a jetstream {} block in its configuration turns it on", what)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: no answer in time: its servers are electing a leader, or too few of them can reach each other: %w", what, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }

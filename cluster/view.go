@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -88,7 +89,11 @@ func (v *journalView) wait(ctx context.Context) error {
 	case <-v.complete:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		err := context.Cause(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("no answer in time: its servers are electing a leader, or too few of them can reach each other: %w", err)
+		}
+		return err
 	}
 }
 

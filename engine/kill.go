@@ -104,7 +104,7 @@ func (c *controller) terminate(ctx context.Context, p *proof, batch []*target) e
 		row := byPID[strconv.FormatUint(uint64(t.pid), 10)]
 		switch {
 		case row == nil:
-			why := "no backend with this pid and port was found on the server: something may sit in between"
+			why := "no backend with this pid and port was found on the server: it had ended already, or something sits in between"
 			if t.pid == 0 {
 				why = "the server had not said yet which backend it is"
 			}

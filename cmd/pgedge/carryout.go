@@ -23,6 +23,8 @@ type storedJSON struct {
 	SupersededBy uint64     `json:"superseded_by,omitempty"`
 	Until        *time.Time `json:"until,omitempty"`
 	Upto         uint64     `json:"upto,omitempty"`
+	// StoredMS is the time from the first attempt to store until the fact was seen stored. after_ms of the nodes begins there.
+	StoredMS float64 `json:"stored_ms"`
 }
 
 type nodeLineJSON struct {
@@ -125,6 +127,9 @@ func notStored(failed []error, total int) error {
 		}
 	}
 	err := errors.Join(failed...)
+	if code == exitUnproven {
+		err = fmt.Errorf("%w\nnodes that have heard it have cut, and it may be stored yet: give the command again", err)
+	}
 	if total > 1 {
 		err = fmt.Errorf("%d of %d failed: %w", len(failed), total, err)
 	}
@@ -133,7 +138,7 @@ func notStored(failed []error, total int) error {
 
 func (a *app) printStored(pub *cluster.Publication, opts cluster.PublishOptions) error {
 	if a.json() {
-		j := storedJSON{Revocation: pub.ID, Seq: pub.Seq, Verb: pub.Verb.String(), Scope: pub.Scope.Token(), Status: "stored", SupersededBy: pub.SupersededBy, Upto: opts.Upto}
+		j := storedJSON{Revocation: pub.ID, Seq: pub.Seq, Verb: pub.Verb.String(), Scope: pub.Scope.Token(), Status: "stored", SupersededBy: pub.SupersededBy, Upto: opts.Upto, StoredMS: tookMS(pub)}
 		if !opts.Until.IsZero() {
 			until := opts.Until.UTC()
 			j.Until = &until
@@ -144,12 +149,15 @@ func (a *app) printStored(pub *cluster.Publication, opts cluster.PublishOptions)
 	if !opts.Until.IsZero() {
 		fmt.Fprintf(a.io.out, " until %s", stamp(opts.Until))
 	}
+	fmt.Fprintf(a.io.out, ", after %s", milliseconds(tookMS(pub)))
 	if pub.SupersededBy > 0 {
 		fmt.Fprintf(a.io.out, " (a newer %s of the same scope, seq %d, has taken its place)", pub.Verb, pub.SupersededBy)
 	}
 	fmt.Fprintln(a.io.out)
 	return nil
 }
+
+func tookMS(pub *cluster.Publication) float64 { return float64(pub.Took.Microseconds()) / 1000 }
 
 // outcome is what waiting for one publication gave.
 type outcome struct {
@@ -205,25 +213,27 @@ func (a *app) printNodeLine(pub *cluster.Publication, s revoke.NodeStatus) error
 	if a.json() {
 		return a.printJSON(nodeLineJSON{pub.ID, s})
 	}
-	_, err := fmt.Fprintf(a.io.out, "  %-20s  %-9s  %s\n", s.Node, s.Status, progress(s))
+	_, err := fmt.Fprintf(a.io.out, "  %-20s  %-9s  %s\n", s.Node, s.Status, progress(s, tookMS(pub)))
 	return err
 }
 
-// progress says when a node came to its status, or for a silent one what its silence will prove, and when.
-func progress(s revoke.NodeStatus) string {
+// progress says when a node came to its status, or for a silent one what its silence will prove, and when. A person's
+// clock begins with the first attempt to store, tookMS before that of the status: a node may well have verified
+// what it heard on the fast path before the publisher sees the fact stored.
+func progress(s revoke.NodeStatus, tookMS float64) string {
 	switch {
 	case s.FencedInMS > 0:
 		return "fenced in " + seconds(s.FencedInMS)
 	case s.Status == revoke.StatusFenced:
-		return "after " + seconds(s.AfterMS) + ": " + s.Why
+		return "after " + seconds(tookMS+s.AfterMS) + ": " + s.Why
 	case s.AfterMS > 0:
-		return "after " + milliseconds(s.AfterMS)
+		return "after " + milliseconds(tookMS+s.AfterMS)
 	case s.Why != "":
 		return s.Why
 	case s.Status == revoke.StatusSilent:
 		return "no answer yet"
 	}
-	return "after " + milliseconds(s.AfterMS)
+	return "after " + milliseconds(tookMS+s.AfterMS)
 }
 
 func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
@@ -244,12 +254,17 @@ func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
 	if unverified > 0 {
 		fmt.Fprintf(w, ", %d not seen gone", unverified)
 	}
-	fmt.Fprintf(w, ", %s\n", milliseconds(slowest))
+	fmt.Fprintf(w, ", %s\n", milliseconds(tookMS(pub)+slowest))
 	for _, r := range o.receipts {
+		if r.Matched == 0 && r.Stage == revoke.StageVerified {
+			continue // it had nothing to do; its line above says when it said so
+		}
 		fmt.Fprintf(w, "  %-20s  %s, %s\n", r.Node, count(r.Matched, "session", "sessions"), pace(r))
 	}
 	for _, n := range o.verdict.Nodes {
 		switch n.Status {
+		case revoke.StatusForgotten:
+			fmt.Fprintf(w, "  %-20s  %s\n", n.Node, n.Why)
 		case revoke.StatusFenced, revoke.StatusSilent, revoke.StatusGone:
 			fmt.Fprintf(w, "  %-20s  %s%s\n", n.Node, n.Status, reasonFor(n))
 		}

@@ -54,8 +54,8 @@ nothing: the control role's rights are proven by ending a session of its own, NA
 refuses to store.
 
 It takes the configuration as serve does: -c, --upstream, --node, --nats, --state-dir and PGEDGE_* variables. The
-fleet's nodes and sessions are asked with the credentials of the command line (--nats-creds, --context, ...), since a
-node's own may not ask others. Without -c and --upstream the Postgres servers are not looked at.
+fleet's nodes and sessions are asked with the credentials of the command line (--nats-creds, --context, or a URL with
+user and password in PGEDGE_NATS), since a node's own may not ask others; --nats is the node's NATS, as for serve. Without -c and --upstream the Postgres servers are not looked at.
 
 The exit code is 0 when nothing failed, and 1 otherwise. Warnings do not change it.`,
 		Example: "  pgedge doctor -c /etc/pgedge/pgedge.yaml\n  pgedge doctor --upstream postgres://pgedge_control:secret@db:5432\n  pgedge doctor -c pgedge.yaml -o json | jq -c 'select(.level == \"fail\")'",

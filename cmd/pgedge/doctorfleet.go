@@ -108,7 +108,7 @@ func (d *doctor) lookAtFleet(running bool) {
 	var right *cluster.MissingRightError
 	switch {
 	case errors.As(err, &right):
-		d.note(levelSkip, "nodes", "give an observer's or operator's credentials: --nats-creds or --context", "not looked at: %v", err)
+		d.note(levelSkip, "nodes", "give an observer's or operator's credentials: PGEDGE_NATS with user and password, --nats-creds or --context", "not looked at: %v", err)
 		return
 	case err != nil:
 		d.note(levelSkip, "nodes", "", "not looked at: %v", err)

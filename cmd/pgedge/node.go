@@ -128,7 +128,12 @@ func serve(ctx context.Context, p serveParams) error {
 	}
 }
 
-func (n *runningNode) setStage(s string) { n.stage.Store(&s) }
+func (n *runningNode) setStage(s string) {
+	n.stage.Store(&s)
+	if s != "" {
+		n.tell.status(s)
+	}
+}
 
 // readiness is what /readyz says. The node's own reason is more exact than the stage of the start, and the stage
 // covers the time between a ready node and open listeners.

@@ -42,6 +42,7 @@ func TestASilentNodeIsForgottenAndALiveOneIsNot(t *testing.T) {
 		t.Errorf("it is listed still:\n%s", out)
 	}
 	f.expect(0, []string{"edge-z", "forgotten by " + actor()}, "nodes", "--all")
+	f.expect(0, []string{"edge-z                forgotten by " + actor() + ", who declared"}, "kill", "alice")
 	if nodes := decodeLines(t, f.expect(0, nil, "kill", "alice", "-o", "json")); !strings.Contains(strings.Join(forgottenNodes(nodes), " "), "edge-z") {
 		t.Errorf("the verdict does not name what was forgotten: %v", nodes)
 	}

@@ -264,7 +264,7 @@ func printReceipt(w io.Writer, r revoke.Receipt) error {
 		}
 		return nil
 	}
-	t := newTable(w, "  SESSION", "PRINCIPAL", "DATABASE", "CLIENT", "APPLICATION", "WAS", "CUT", "BACKEND", "PID", "TRANSACTION", "VERIFIED", "BYTES AFTER")
+	t := newTable(w, "  SESSION", "PRINCIPAL", "DATABASE", "CLIENT", "APPLICATION", "WAS", "CUT", "BACKEND", "PID", "TRANSACTION", "BYTES AFTER", "VERIFIED")
 	for _, s := range r.Sessions {
 		xact := s.Xact
 		if s.MorePossible {
@@ -277,7 +277,7 @@ func printReceipt(w io.Writer, r revoke.Receipt) error {
 				verified += ": " + s.Why
 			}
 		}
-		t.row("  "+s.ID, s.Principal, s.Database, s.Client, s.Application, s.State, s.Cut, s.Backend, fmt.Sprint(s.BackendPID), xact, verified, fmt.Sprint(s.BytesAfter))
+		t.row("  "+s.ID, s.Principal, s.Database, s.Client, s.Application, s.State, s.Cut, s.Backend, fmt.Sprint(s.BackendPID), xact, fmt.Sprint(s.BytesAfter), verified)
 	}
 	return t.flush()
 }
