@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -281,6 +282,40 @@ func TestAClientThatLeavesAfterTheLeaseHasEndedGetsNothingThatWasBuffered(t *tes
 		t.Errorf("%d bytes came after the lease had ended, then %v", len(rest), err)
 	}
 	server.WaitBackends(t, "alice", 0)
+	n.nothingLeft()
+	n.noBugs()
+}
+
+// A session that is ending has last things to tell its client. A lease that was found ended on the way and is renewed
+// before anybody has given it up keeps none of them back.
+func TestAnEndingSessionThatFindsTheLeaseEndedFinishesByItself(t *testing.T) {
+	t.Parallel()
+	n := startLeased(t, func(c *Config) { c.Timeouts.Drain = time.Hour })
+	role := newRole(t, "")
+	r := n.raw(role)
+	r.Conn().(*net.TCPConn).SetReadBuffer(64 << 10)
+	s := n.only(role)
+	before := s.moved().out
+	pgtest.Wait(t, "the client to be behind", func() bool {
+		r.Query("SELECT repeat('x', 20000)")
+		waitOnLoop(t, s, func() bool { return !s.busy() && s.front.scan.AtBoundary() })
+		return s.moved().toPeer > 0
+	})
+	server.Exec(t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '"+role+"'")
+	waitOnLoop(t, s, func() bool { return s.front.phase == phFlush })
+	n.held.Store(false)
+	want := s.moved().out - before
+	all := make(chan []byte, 1)
+	go func() {
+		r.Conn().SetDeadline(time.Now().Add(patience))
+		got, _ := io.ReadAll(r.Conn())
+		all <- got
+	}()
+	n.waitFrozen(1)
+	n.held.Store(true)
+	if got := <-all; int64(len(got)) != want || !bytes.Contains(got, []byte("57P01")) {
+		t.Errorf("%d bytes came of %d", len(got), want)
+	}
 	n.nothingLeft()
 	n.noBugs()
 }

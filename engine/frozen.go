@@ -41,6 +41,7 @@ func (s *session) freeze() {
 		if s.back.open() && s.back.phase == phFlush {
 			s.kill(s.reason, "")
 		}
+		s.rearm()
 		return
 	}
 	status, open := unpackActivity(s.activity.Load())
@@ -99,14 +100,19 @@ func (s *session) shutGate(r Reason, detail string) {
 
 // frozenDue is when a frozen session has to be looked at next, 0 for never.
 func (s *session) frozenDue() int64 {
-	var again, locked int64
-	if s.eng.lease.Load() == leaseHeld {
-		again = s.now() + int64(lookAgainTime)
-	}
+	var locked int64
 	if s.mayLock {
 		locked = s.frozenAt + int64(s.eng.cfg.FreezeInTransaction)
 	}
-	return earliest(again, locked)
+	return earliest(s.lookAgainAt(), locked)
+}
+
+// lookAgainAt is when a frozen session has to look at the lease by itself, 0 for never: a Thaw will come.
+func (s *session) lookAgainAt() int64 {
+	if !s.frozen || s.eng.lease.Load() != leaseHeld {
+		return 0
+	}
+	return s.now() + int64(lookAgainTime)
 }
 
 func (s *session) onFrozenTimer(now int64) {

@@ -52,7 +52,7 @@ func (s *session) rearm() {
 // nextDue is when the earliest of the session's limits could strike, 0 for never.
 func (s *session) nextDue() int64 {
 	if s.reason != reasonNone {
-		return earliest(s.front.until, s.back.until, s.awaitUntil)
+		return earliest(s.front.until, s.back.until, s.awaitUntil, s.lookAgainAt())
 	}
 	if s.frozen {
 		return s.frozenDue()
@@ -83,6 +83,9 @@ func (s *session) nextDue() int64 {
 
 func (s *session) onTimer(now int64) {
 	if s.reason != reasonNone {
+		if s.frozen && s.eng.fresh() {
+			s.thaw()
+		}
 		if s.awaitUntil > 0 && now >= s.awaitUntil {
 			s.awaitUntil = 0
 			s.back.drop()
