@@ -106,11 +106,18 @@ func (l *loop) thaw() {
 	})
 }
 
-// drop cuts all sessions that began before the node gave up, those included that are ending but still have a backend.
+// drop cuts all sessions that began before the node gave up, those included that are ending but still have a backend, and
+// lets go of clients that were still being told something.
 func (l *loop) drop(at time.Time) {
 	var batch []*session
 	for s := range l.sessions {
-		if s.isCut || s.began.After(at) || s.reason != reasonNone && !s.back.open() {
+		if s.isCut || s.began.After(at) {
+			continue
+		}
+		if s.reason != reasonNone && !s.back.open() {
+			if s.front.buffered() > 0 {
+				s.front.drop() // what it was still to be told is not told any more
+			}
 			continue
 		}
 		s.shutGate(ReasonStale, "the lease has not come back in time")

@@ -286,36 +286,78 @@ func TestAClientThatLeavesAfterTheLeaseHasEndedGetsNothingThatWasBuffered(t *tes
 	n.noBugs()
 }
 
+// endsBehind is a session whose backend has ended while its client is behind: want bytes are on their way to it, the last
+// of them in the node.
+func (n *leased) endsBehind() (r *pgtest.Raw, s *session, want int64) {
+	n.t.Helper()
+	role := newRole(n.t, "")
+	r = n.raw(role)
+	r.Conn().(*net.TCPConn).SetReadBuffer(64 << 10)
+	s = n.only(role)
+	before := s.moved().out
+	pgtest.Wait(n.t, "the client to be behind", func() bool {
+		r.Query("SELECT repeat('x', 20000)")
+		waitOnLoop(n.t, s, func() bool { return !s.busy() && s.front.scan.AtBoundary() })
+		return s.moved().toPeer > 0
+	})
+	server.Exec(n.t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '"+role+"'")
+	waitOnLoop(n.t, s, func() bool { return s.front.phase == phFlush })
+	return r, s, s.moved().out - before
+}
+
+// wantAll reads to the end of the stream.
+func wantAll(t testing.TB, r *pgtest.Raw, want int64) {
+	r.Conn().SetDeadline(time.Now().Add(patience))
+	if got, err := io.ReadAll(r.Conn()); int64(len(got)) != want || !bytes.Contains(got, []byte("57P01")) {
+		t.Errorf("%d bytes came of %d, then %v", len(got), want, err)
+	}
+}
+
 // A session that is ending has last things to tell its client. A lease that was found ended on the way and is renewed
 // before anybody has given it up keeps none of them back.
 func TestAnEndingSessionThatFindsTheLeaseEndedFinishesByItself(t *testing.T) {
 	t.Parallel()
 	n := startLeased(t, func(c *Config) { c.Timeouts.Drain = time.Hour })
-	role := newRole(t, "")
-	r := n.raw(role)
-	r.Conn().(*net.TCPConn).SetReadBuffer(64 << 10)
-	s := n.only(role)
-	before := s.moved().out
-	pgtest.Wait(t, "the client to be behind", func() bool {
-		r.Query("SELECT repeat('x', 20000)")
-		waitOnLoop(t, s, func() bool { return !s.busy() && s.front.scan.AtBoundary() })
-		return s.moved().toPeer > 0
-	})
-	server.Exec(t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '"+role+"'")
-	waitOnLoop(t, s, func() bool { return s.front.phase == phFlush })
+	r, _, want := n.endsBehind()
 	n.held.Store(false)
-	want := s.moved().out - before
-	all := make(chan []byte, 1)
+	read := make(chan struct{})
 	go func() {
-		r.Conn().SetDeadline(time.Now().Add(patience))
-		got, _ := io.ReadAll(r.Conn())
-		all <- got
+		defer close(read)
+		wantAll(t, r, want)
 	}()
 	n.waitFrozen(1)
 	n.held.Store(true)
-	if got := <-all; int64(len(got)) != want || !bytes.Contains(got, []byte("57P01")) {
-		t.Errorf("%d bytes came of %d", len(got), want)
-	}
+	<-read
 	n.nothingLeft()
+	n.noBugs()
+}
+
+// The time of a freeze does not count against a client that was being told something.
+func TestAnEndingSessionTellsTheRestAfterTheThaw(t *testing.T) {
+	t.Parallel()
+	n := startLeased(t, func(c *Config) { c.Timeouts.Drain = 2 * time.Second })
+	r, s, want := n.endsBehind()
+	n.lose()
+	n.waitFrozen(1)
+	until := int64(0)
+	s.onLoop(func() { until = s.front.until })
+	pgtest.Wait(t, "the time to tell it to be over", func() bool { return s.now() > until+int64(100*time.Millisecond) })
+	n.regain()
+	wantAll(t, r, want)
+	n.nothingLeft()
+	n.noBugs()
+}
+
+func TestAnEndingSessionDoesNotOutliveADrop(t *testing.T) {
+	t.Parallel()
+	n := startLeased(t, func(c *Config) { c.Timeouts.Drain = time.Hour })
+	r, _, want := n.endsBehind()
+	n.lose()
+	n.Drop()
+	n.nothingLeft()
+	r.Conn().SetDeadline(time.Now().Add(patience))
+	if got, _ := io.ReadAll(r.Conn()); int64(len(got)) >= want {
+		t.Errorf("all %d bytes came past the lease", want)
+	}
 	n.noBugs()
 }

@@ -66,19 +66,34 @@ func (s *session) thaw() {
 		return
 	}
 	s.melt()
-	s.lastActive.Add(s.now() - s.frozenAt)
+	frozen := s.now() - s.frozenAt
+	s.lastActive.Add(frozen)
 	for _, sd := range []*side{&s.front, &s.back} {
-		if sd.buffered() > 0 {
-			sd.watch()
+		if sd.buffered() == 0 {
+			continue
 		}
+		if sd.until > 0 {
+			sd.until += frozen
+		}
+		sd.watch()
 	}
 	if s.reason != reasonNone {
+		s.rearm()
 		return
 	}
 	s.catchUp(pauseFrozen)
 	if s.reason == reasonNone {
 		s.rearm()
 	}
+}
+
+// closesAt is when this side has had its time to close, 0 for never. It is not short of time for what a freeze keeps back:
+// a thaw or a drop follows.
+func (sd *side) closesAt() int64 {
+	if sd.s.frozen && sd.buffered() > 0 {
+		return 0
+	}
+	return sd.until
 }
 
 // kill ends the session as a cut does, without a fact: nothing that is buffered is written, the backend is terminated

@@ -52,7 +52,7 @@ func (s *session) rearm() {
 // nextDue is when the earliest of the session's limits could strike, 0 for never.
 func (s *session) nextDue() int64 {
 	if s.reason != reasonNone {
-		return earliest(s.front.until, s.back.until, s.awaitUntil, s.lookAgainAt())
+		return earliest(s.front.closesAt(), s.back.closesAt(), s.awaitUntil, s.lookAgainAt())
 	}
 	if s.frozen {
 		return s.frozenDue()
@@ -91,7 +91,7 @@ func (s *session) onTimer(now int64) {
 			s.back.drop()
 		}
 		for _, sd := range []*side{&s.front, &s.back} {
-			if sd.until > 0 && now >= sd.until {
+			if at := sd.closesAt(); at > 0 && now >= at {
 				sd.expire()
 			}
 		}
