@@ -102,7 +102,7 @@ func (s *session) drain(atOnce bool) {
 // Responds reports whether every event loop takes a task before ctx ends: a loop that hangs serves nobody, and nothing
 // but a restart helps.
 func (e *Engine) Responds(ctx context.Context) bool {
-	for _, l := range e.loops {
+	for _, l := range e.running() {
 		if l.await(ctx, func() {}) {
 			continue
 		}

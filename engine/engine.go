@@ -37,6 +37,7 @@ type Engine struct {
 
 	client    *gnet.Client
 	loops     []*loop
+	looping   atomic.Bool // loops is complete
 	clock     *clock
 	drains    *drainWatch
 	listeners []net.Listener
@@ -249,7 +250,7 @@ func (e *Engine) Reload(l Limits, t Timeouts, contact string) {
 	c := Config{Limits: l, Timeouts: t}
 	c.setDefaults()
 	e.applySettings(c.Limits, c.Timeouts, contact)
-	for _, l := range e.loops {
+	for _, l := range e.running() {
 		l.post(func() { l.rearmAll() })
 	}
 }

@@ -21,7 +21,7 @@ func (e *Engine) Freeze() {
 	}
 	refused := e.refuseLogins()
 	e.log.Warn("sessions are frozen", "sessions", e.SessionCount(), "logins_refused", refused)
-	for _, l := range e.loops {
+	for _, l := range e.running() {
 		l.post(l.freeze)
 	}
 }
@@ -31,7 +31,7 @@ func (e *Engine) Thaw() {
 	if e.lease.Swap(leaseHeld) != leaseHeld {
 		e.log.Info("frozen sessions go on", "sessions", e.SessionCount(), "frozen", e.metrics.frozenSessions.Load())
 	}
-	for _, l := range e.loops {
+	for _, l := range e.running() {
 		l.post(l.thaw)
 	}
 }
@@ -45,7 +45,7 @@ func (e *Engine) Drop() {
 	refused := e.refuseLogins()
 	e.log.Warn("sessions and their backends are being ended for the lease", "sessions", e.SessionCount(), "logins_refused", refused)
 	at := time.Now()
-	for _, l := range e.loops {
+	for _, l := range e.running() {
 		l.post(func() { l.drop(at) })
 	}
 }

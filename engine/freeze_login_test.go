@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -124,4 +125,36 @@ func TestASessionThatIsBeingEnrolledWhenTheLeaseEndsIsFrozen(t *testing.T) {
 	}
 	n.nothingLeft()
 	n.noBugs()
+}
+
+// The cluster is there before the engine has started, and follows the lease from then on.
+func TestTheLeaseMayEndAndComeBackWhileTheEngineStarts(t *testing.T) {
+	t.Parallel()
+	cfg := startLeased(t, nil).cfg
+	cfg.Metrics, cfg.Logger = nil, nil
+	plainTo(t, server.Addr(), "?sslmode=disable")(&cfg)
+	e, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	started, told := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(told)
+		for {
+			e.Freeze()
+			e.Drop()
+			e.Thaw()
+			select {
+			case <-started:
+				return
+			default:
+			}
+		}
+	}()
+	err = e.Start(bounded(t))
+	close(started)
+	<-told
+	if err := errors.Join(err, e.Stop(bounded(t))); err != nil {
+		t.Error(err)
+	}
 }

@@ -86,9 +86,19 @@ func (e *Engine) startLoops() error {
 		e.loops = append(e.loops, l)
 	}
 	e.clock = newClock(e)
+	e.looping.Store(true)
 	go e.clock.run()
 	e.background.Go(e.drains.run)
 	return nil
+}
+
+// running are the loops, none while they are being started. The cluster follows the lease from before that on; there is
+// no session yet whose loop would have to be told.
+func (e *Engine) running() []*loop {
+	if !e.looping.Load() {
+		return nil
+	}
+	return e.loops
 }
 
 // enrollProbe gives gnet one end of a socket pair; the other is closed, which ends both.
