@@ -183,6 +183,18 @@ func TestDroppedMessagesMakeTheNodeReadTheJournalAgain(t *testing.T) {
 	}
 }
 
+func TestAFloodOfQuestionsDoesNotMakeTheNodeReadTheJournalAgain(t *testing.T) {
+	n := startNode(t, testConfig(t, "a"), newFakeEngine())
+	for _, subject := range []string{sessionsSubject, claimsSubject, cancelSubject("a"), "$SRV.PING"} {
+		n.onAsyncError(&nats.Subscription{Subject: subject}, nats.ErrSlowConsumer)
+		select {
+		case why := <-n.doubt:
+			t.Errorf("%s: %s", subject, why)
+		default:
+		}
+	}
+}
+
 // TestPublishToCutLatency asserts order only; the times are for the log.
 func TestPublishToCutLatency(t *testing.T) {
 	cfg, eng := testConfig(t, "a"), newFakeEngine()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -267,9 +268,20 @@ func (n *Node) onAsyncError(sub *nats.Subscription, err error) {
 	if n.repeats.allow(subject+" "+err.Error(), now, repeatEvery) {
 		n.log.Warn("NATS reports an error", "subject", subject, "error", err)
 	}
-	if errors.Is(err, nats.ErrSlowConsumer) && subject != cancelSubject(n.cfg.Node) {
+	if errors.Is(err, nats.ErrSlowConsumer) && mayCarryFacts(subject) {
 		n.reload("messages were dropped")
 	}
+}
+
+// mayCarryFacts tells the fast path and the journal's consumer from what others may ask of a node. Whoever floods it
+// with questions must not make it read the journal again and again: it is not proven fresh before it has.
+func mayCarryFacts(subject string) bool {
+	for _, prefix := range []string{"pgedge.query.", "pgedge.cancel.", micro.APIPrefix + "."} {
+		if strings.HasPrefix(subject, prefix) {
+			return false
+		}
+	}
+	return true
 }
 
 func isAuthError(err error) bool {
