@@ -46,8 +46,8 @@ type Config struct {
 
 	// Heartbeat is the time between two presences, 100ms to 1m. Default: 1s.
 	Heartbeat time.Duration
-	// Lease is how long a node may serve without proof that it is fresh, as announced in presences; at least
-	// three heartbeats. Default: 20s.
+	// Lease is how long a node may serve without proof that it is fresh, as announced in presences; at least three
+	// heartbeats, at most revoke.MaxLease. Default: 20s.
 	Lease time.Duration
 	// Freeze is how long frozen sessions wait for the lease to come back before they are dropped. Default: 30s.
 	Freeze time.Duration
@@ -194,6 +194,9 @@ func (c Config) Validate() error {
 	}
 	if c.Lease < 3*c.Heartbeat {
 		bad("cluster.lease: %s is less than three heartbeats of %s", c.Lease, c.Heartbeat)
+	}
+	if c.Lease > revoke.MaxLease {
+		bad("cluster.lease: %s is more than %s: no verdict could ever wait for it", c.Lease, revoke.MaxLease)
 	}
 	if c.Freeze < 0 {
 		bad("cluster.freeze: %s is negative", c.Freeze)

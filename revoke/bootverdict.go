@@ -99,7 +99,7 @@ func (b *bootVerdict) announce(p Presence, journal string, storedAt time.Time) {
 	b.sessions = max(0, p.Sessions)
 	b.lease = max(b.lease, p.Lease())
 	known := journal != "" && p.Stream != "" && !b.foreign && !b.adrift
-	if !b.fences || !known || p.LeaseMS <= 0 || p.LeaseMS > maxLease.Milliseconds() {
+	if !b.fences || !known || p.LeaseMS <= 0 || p.LeaseMS > MaxLease.Milliseconds() {
 		b.fenceAt = time.Time{}
 		return
 	}

@@ -78,7 +78,7 @@ func TestWhoMayServeWithoutALeaseIsNeverFenced(t *testing.T) {
 		"no journal":                func(p *Presence) { p.Stream = "" },
 		"no lease":                  func(p *Presence) { p.LeaseMS = 0 },
 		"a negative lease":          func(p *Presence) { p.LeaseMS = -5 },
-		"a lease beyond belief":     func(p *Presence) { p.LeaseMS = maxLease.Milliseconds() + 1 },
+		"a lease beyond belief":     func(p *Presence) { p.LeaseMS = MaxLease.Milliseconds() + 1 },
 	} {
 		b := fencing("b")
 		change(&b)

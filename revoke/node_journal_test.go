@@ -419,7 +419,7 @@ func TestHeartbeatsMakeMembers(t *testing.T) {
 	if len(r.n.Members(r.now)) != 0 {
 		t.Fatal("never forgotten")
 	}
-	if p := (Presence{LeaseMS: 1 << 60}); p.Lease() != maxLease {
+	if p := (Presence{LeaseMS: 1 << 60}); p.Lease() != MaxLease {
 		t.Fatal(p.Lease())
 	}
 }

@@ -10,10 +10,10 @@ import (
 
 const (
 	maxPresenceBytes = 64 << 10
-	// defaultLease stands in for a heartbeat that names no lease, and maxLease bounds what a forged one can make a
-	// verdict wait for.
+	// defaultLease stands in for a heartbeat that names no lease.
 	defaultLease = 20 * time.Second
-	maxLease     = 10 * time.Minute
+	// MaxLease is the longest that a node may have. It bounds what a forged heartbeat can make a verdict wait for.
+	MaxLease = 10 * time.Minute
 	// goneLeases is after how many leases of silence a boot is gone: listed, not waited for.
 	goneLeases = 10
 	// forgetAfter is after how much silence a boot is no longer listed.
@@ -67,8 +67,8 @@ func (p Presence) Lease() time.Duration {
 	if p.LeaseMS <= 0 {
 		return defaultLease
 	}
-	if p.LeaseMS > maxLease.Milliseconds() {
-		return maxLease
+	if p.LeaseMS > MaxLease.Milliseconds() {
+		return MaxLease
 	}
 	return time.Duration(p.LeaseMS) * time.Millisecond
 }

@@ -15,7 +15,7 @@ func (l *loader) check() {
 	if len(c.Databases) == 0 && !l.fileIsBroken && !l.report.names("databases") {
 		l.errorf(place{source: l.file, line: boolToLine(l.file)}, "databases", "no database: add databases: {'*': {upstream: postgres://host:5432}} or give --upstream")
 	}
-	if c.Cluster.Lease < 3*c.Cluster.Heartbeat {
+	if c.Cluster.Lease > 0 && c.Cluster.Lease < 3*c.Cluster.Heartbeat {
 		at, ok := l.placed["cluster.lease"]
 		if !ok {
 			at = l.placed["cluster.heartbeat"]

@@ -170,6 +170,7 @@ func TestOneBadLineIsOneProblem(t *testing.T) {
 		"open brace":            {"databases: {a: {upstream: 'postgres://${NOPE@db'}}\n", "1 databases.a.upstream: ${ is not closed by }"},
 		"control line in text":  {"contact: \"a\\nb\"\n", "1 contact: holds a character that cannot be printed (U+000A)"},
 		"lease":                 {"cluster: {lease: 2s}\n", "1 cluster.lease: 2s is less than three heartbeats of 1s"},
+		"long lease":            {"cluster: {lease: 11m}\n", "1 cluster.lease: 11m is out of range: 1s to 10m"},
 		"two documents":         {"node: a\n---\nnode: b\n", "2: a second YAML document: the configuration is one"},
 		"wrong section":         {"max_sessions: 3\n", "1 max_sessions: unknown key; did you mean limits.max_sessions?"},
 		"alias to itself":       {"limits: &a {limits: *a}\n", "1 limits.limits: unknown key; did you mean limits?"},

@@ -142,7 +142,7 @@ var rootKeys = []key[Config]{
 	textKey("cluster.tls.key_file", func(c *Config) *string { return &c.Cluster.TLS.KeyFile }, parsePath),
 	intKey("cluster.replicas", func(c *Config) *int { return &c.Cluster.Replicas }, 1, 5),
 	durationKey("cluster.heartbeat", func(c *Config) *time.Duration { return &c.Cluster.Heartbeat }, 100*time.Millisecond, time.Minute, false),
-	durationKey("cluster.lease", func(c *Config) *time.Duration { return &c.Cluster.Lease }, time.Second, time.Hour, false),
+	durationKey("cluster.lease", func(c *Config) *time.Duration { return &c.Cluster.Lease }, time.Second, 10*time.Minute, false),
 	durationKey("cluster.freeze", func(c *Config) *time.Duration { return &c.Cluster.Freeze }, 100*time.Millisecond, time.Hour, false),
 	durationKey("cluster.freeze_in_transaction", func(c *Config) *time.Duration { return &c.Cluster.FreezeInTransaction }, 100*time.Millisecond, time.Hour, false),
 	textKey("cluster.on_stale", func(c *Config) *string { return &c.Cluster.OnStale }, func(s string) (string, error) {
