@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -366,6 +367,46 @@ func TestAConnectorCannotHaveAnAnswerPublishedAsAWiderRevocation(t *testing.T) {
 	want := []string{"pgedge.revoke.principal.alice", "pgedge.revoke.principal.bob"}
 	if got := subjects(t, op, journalStream); !slices.Equal(got, want) {
 		t.Errorf("the journal holds %v", got)
+	}
+}
+
+// The answer to a request lies where another node's last heartbeat was, which cannot say that it is there any more.
+func TestANodeCannotHideAnotherOneFromAVerdict(t *testing.T) {
+	s := permittedServer(t)
+	initStreams(t, DialOptions{URL: urlAs(s, "operator")}, 1)
+	eng := newFakeEngine()
+	a := startNode(t, outsideConfig(t, "edge-a", urlAs(s, "edge-a"), 1), eng)
+	answering(eng, a, 0, 0)
+	silent := revoke.NodeSubject("edge-c", "B1")
+	heartbeat := fmt.Sprintf(`{"node":"edge-c","boot":"B1","n":9,"lease_ms":20000,"on_stale":"freeze","stream":%q,"state":"serving"}`, a.stream())
+	if _, err := connectAs(t, s, "edge-c", inboxOfNode("edge-c")).Request(silent, []byte(heartbeat), patience); err != nil {
+		t.Fatal(err)
+	}
+	evil := connectAs(t, s, "edge-b", inboxOfNode("edge-b"))
+	if err := evil.PublishRequest("$JS.API.INFO", silent, nil); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the heartbeat is overwritten", func() bool {
+		stream, err := a.js.Stream(testContext(t), journalStream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := stream.GetLastMsgForSubject(testContext(t), silent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(m.Data) != heartbeat
+	})
+	op := dial(t, DialOptions{URL: urlAs(s, "operator")})
+	pub, err := op.Publish(testContext(t), revoke.VerbRevoke, scopeOf("alice"), PublishOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(testContext(t), time.Second)
+	defer cancel()
+	verdict, _, err := op.Await(ctx, pub, nil)
+	if err != nil || verdict.Verdict != revoke.Incomplete || len(verdict.Nodes) != 2 || verdict.Nodes[1].Node != "edge-c" {
+		t.Errorf("the verdict is %+v, error %v", verdict, err)
 	}
 }
 

@@ -160,7 +160,13 @@ func (v *journalView) apply(d delivery, now time.Time) (p revoke.Presence, isPre
 func (s *journalState) applyPresence(d delivery, now time.Time) (revoke.Presence, bool) {
 	p, err := revoke.DecodePresence(d.Subject, d.Payload)
 	if err != nil {
-		return revoke.Presence{}, false
+		// Who may ask the server anything can have its answer put in the place of a heartbeat. The boot is there all the
+		// same, and what nothing is known of it has to prove: it must not drop out of a verdict.
+		node, boot, err := revoke.ParseNodeSubject(d.Subject)
+		if _, known := s.presences[d.Subject]; err != nil || known {
+			return revoke.Presence{}, false
+		}
+		p = revoke.Presence{Node: node, Boot: boot, State: revoke.StateServing}
 	}
 	// A heartbeat that is replayed was heard as long ago as it was stored before this pass began.
 	p.Seq, p.Heard = d.Seq, now
