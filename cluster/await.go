@@ -45,17 +45,27 @@ func (c *Client) Await(ctx context.Context, pub *Publication, onLine func(revoke
 			tell(coordinator.Presence(time.Now(), p))
 		}
 	}
+	var early []revoke.Receipt
 	note := pub.SeenAt.Add(noteAfter)
 	ticker := time.NewTicker(awaitTick)
 	defer ticker.Stop()
 	for {
 		receipts, presences := c.inboxes.take(pub.inbox)
 		now := time.Now()
+		receipts, early = append(early, receipts...), nil
 		for _, r := range receipts {
+			if newer := max(r.Seq, r.SupersededBy); newer > pub.Seq && newer > c.view.newest(pub.Verb, pub.Scope) {
+				// It speaks of a newer fact, which this client's journal has still to deliver. One that it never delivers is
+				// of another journal, or of another fact under the same id.
+				early = append(early, r)
+				continue
+			}
 			tell(coordinator.Receipt(now, r))
 		}
 		for _, p := range presences {
-			tell(coordinator.Presence(now, p))
+			if p.Seq > pub.Seq { // not one that is only read again
+				tell(coordinator.Presence(now, p))
+			}
 		}
 		if c.replaced.Load() {
 			coordinator.JournalReplaced()

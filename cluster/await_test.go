@@ -168,6 +168,64 @@ func TestRacingPublishersOfTheSameFactsAllGetTheirVerdict(t *testing.T) {
 	}
 }
 
+// A journal that is gone had greater seqs, and its receipts are there still.
+func TestAReceiptOfAFactThatTheJournalDoesNotHoldProvesNothing(t *testing.T) {
+	cfg, eng := testConfig(t, "a"), newFakeEngine()
+	a := startNode(t, cfg, eng)
+	c := dial(t, DialOptions{StateDir: cfg.StateDir})
+	for what, id := range map[string]string{"of the same scope": "earlier", "under the same id": "ticket"} {
+		pub, err := c.Publish(testContext(t), revoke.VerbRevoke, scopeOf(what), PublishOptions{ID: "ticket"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		scope := pub.Scope
+		if id == "ticket" {
+			scope = scopeOf("somebody-else")
+		}
+		old := revoke.Order{Fact: revoke.Fact{Verb: revoke.VerbRevoke, Scope: scope, ID: id, Seq: 40_000}}
+		a.PublishReceipt(receiptFor(a, old, revoke.StageVerified, 0, 0))
+		ctx, cancel := context.WithTimeout(testContext(t), 300*time.Millisecond)
+		verdict, _, err := c.Await(ctx, pub, nil)
+		cancel()
+		if err != nil || verdict.Verdict != revoke.Incomplete {
+			t.Errorf("%s: the verdict is %+v, error %v", what, verdict, err)
+		}
+	}
+}
+
+// A boot that is gone is not heard again by reading the journal again.
+func TestReadingTheJournalAgainRevivesNobody(t *testing.T) {
+	cfg, eng := testConfig(t, "a"), newFakeEngine()
+	a := startNode(t, cfg, eng)
+	announceSilent(t, a, "b", func(p *revoke.Presence) { p.LeaseMS = 50 })
+	c := dial(t, DialOptions{StateDir: cfg.StateDir})
+	waitNodes(t, c, "b is gone", func(nodes []NodeInfo) bool { return len(nodes) == 2 && nodes[1].Status == "gone" })
+	pub, err := c.Publish(testContext(t), revoke.VerbRevoke, scopeOf("alice"), PublishOptions{ID: "R"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := c.view.begun()
+	verdicts := make(chan revoke.FleetVerdict, 1)
+	go func() {
+		verdict, _, _ := c.Await(testContext(t), pub, nil)
+		verdicts <- verdict
+	}()
+	c.startOver("a test")
+	waitFor(t, "the journal is read again", func() bool { return c.view.begun().After(before) })
+	a.PublishReceipt(receiptFor(a, revoke.Order{Fact: revoke.Fact{Verb: revoke.VerbRevoke, Scope: pub.Scope, ID: "R", Seq: pub.Seq}}, revoke.StageVerified, 0, 0))
+	verdict := <-verdicts
+	if verdict.Verdict != revoke.Complete || len(verdict.Nodes) != 2 || verdict.Nodes[1].Status != revoke.StatusGone {
+		t.Errorf("the verdict is %+v", verdict)
+	}
+}
+
+// begun is when the pass began that the present state is of.
+func (v *journalView) begun() time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.current.beganHere
+}
+
 // A boot's only heartbeat can be one that is still to come: the list of members is taken at the journal's end.
 func TestMembersAreTakenAtTheEndOfTheJournal(t *testing.T) {
 	v := newJournalView()

@@ -241,6 +241,16 @@ func (v *journalView) look(w *subjectWaiter) subjectWaiter {
 	return *w
 }
 
+// newest is the position of the last fact of a verb and scope, 0 when there is none.
+func (v *journalView) newest(verb revoke.Verb, scope revoke.Scope) uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.current == nil {
+		return 0
+	}
+	return v.current.table.Last(verb, scope)
+}
+
 // contradicts says that a node which has applied the journal up to a position holds another table than this view. It
 // claims so only where both have read the same facts.
 func (v *journalView) contradicts(applied uint64, hash string) bool {

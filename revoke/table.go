@@ -224,6 +224,12 @@ func (t *Table) Newest(s Scope) uint64 {
 	return seq
 }
 
+// Last is the seq of the last fact of a verb and scope; 0 when there is none.
+func (t *Table) Last(v Verb, s Scope) uint64 {
+	f, _ := t.fact(v, s)
+	return f.Seq
+}
+
 // Hash is the same for tables with the same facts, whatever the order they came in. It covers what decides about
 // access (verb, scope, seq, until, upto), not what is only told to people.
 func (t *Table) Hash() string {
