@@ -65,7 +65,7 @@ func New(cfg Config) *Server {
 func (s *Server) Start() error {
 	l, err := net.Listen("tcp", s.cfg.Listen)
 	if err != nil {
-		return fmt.Errorf("cannot listen for HTTP: %w", err)
+		return fmt.Errorf("cannot open the admin listener (health and metrics): %w", err)
 	}
 	s.listener = limitListener(l, maxConnections)
 	go func() {

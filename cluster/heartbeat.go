@@ -210,7 +210,7 @@ func (n *Node) clearAlarm() {
 	if h.failing.IsZero() {
 		return
 	}
-	n.log.Info("the journal can be written again", "after", time.Since(h.failing).Round(time.Millisecond))
+	n.log.Info("the journal can be written again", "after", time.Since(h.failing).Round(time.Millisecond).String())
 	h.failing, h.reminded = time.Time{}, time.Time{}
 }
 

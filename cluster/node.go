@@ -26,7 +26,7 @@ var ErrSuperseded = errors.New("a younger process has announced itself under thi
 var ErrJournalReplaced = errors.New("the journal has been replaced by another stream")
 
 // ErrNodeIDInUse is in the error of Start when a live boot of the same node id runs from another state directory.
-var ErrNodeIDInUse = errors.New("node id is in use")
+var ErrNodeIDInUse = errors.New("this node may not start")
 
 // Node is one member of the cluster.
 type Node struct {

@@ -58,6 +58,11 @@ func TestAFleetIsLookedAfterWithTheShippedPermissions(t *testing.T) {
 	if _, err := observer.Forget(testContext(t), info, "observer"); !errors.As(err, &right) || right.Sets[0] != setOperator {
 		t.Errorf("an observer forgets a node: %v", err)
 	}
+	for _, query := range []string{"drain", "drill", "forget"} {
+		if sets := observer.rights.setsWith("pgedge.query." + query); len(sets) != 1 || sets[0] != setOperator {
+			t.Errorf("an observer who asks for %s is told to be one of %v", query, sets)
+		}
+	}
 	if _, err := op.Forget(testContext(t), info, "op"); err != nil {
 		t.Error(err)
 	}

@@ -254,7 +254,10 @@ func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
 	if unverified > 0 {
 		fmt.Fprintf(w, ", %d not seen gone", unverified)
 	}
-	fmt.Fprintf(w, ", %s\n", milliseconds(tookMS(pub)+slowest))
+	if o.verdict.Verdict != revoke.Incomplete { // the time of those that answered would be taken for the fleet's
+		fmt.Fprintf(w, ", %s", milliseconds(tookMS(pub)+slowest))
+	}
+	fmt.Fprintln(w)
 	for _, r := range o.receipts {
 		if r.Matched == 0 && r.Stage == revoke.StageVerified {
 			continue // it had nothing to do; its line above says when it said so

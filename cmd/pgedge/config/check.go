@@ -163,6 +163,7 @@ func (c *Config) Summary(w io.Writer) {
 			row("nats", "%s", RedactURL(u.Reveal()))
 		}
 	}
+	row("lease", "%s, then %s", shortDuration(c.Cluster.Lease), c.Cluster.whenStale())
 	for _, name := range sortedNames(c.Databases) {
 		d := c.Databases[name]
 		control := "no control role"
@@ -182,6 +183,17 @@ func (c *Config) Summary(w io.Writer) {
 		row("drill", "canary %s in database %s", c.Drill.User, c.Drill.Database)
 	}
 	row("audit", "%s", orOff(c.Audit.File))
+}
+
+// whenStale says what becomes of sessions when the lease has ended. With on_stale left out it is what the node does then.
+func (c Cluster) whenStale() string {
+	switch {
+	case c.OnStale == "serve", c.OnStale == "" && c.Embedded() && !c.Routes.Enabled():
+		return "sessions go on, and no verdict counts on this node"
+	case c.OnStale == "drop":
+		return "sessions end and logins are refused"
+	}
+	return fmt.Sprintf("sessions are frozen for %s at most (%s in a transaction) and logins are refused", shortDuration(c.Freeze), shortDuration(c.FreezeInTransaction))
 }
 
 func orOff(s string) string {

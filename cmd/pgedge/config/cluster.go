@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 )
 
@@ -90,6 +91,9 @@ func (l *loader) checkCluster() {
 	if !c.Embedded() {
 		l.checkOutside(c)
 		return
+	}
+	if slices.ContainsFunc(l.report.Errors, func(p Problem) bool { return p.Key == "cluster.nats" }) {
+		return // its URLs could not be read: what is said of an embedded server would be wrong
 	}
 	for _, key := range []string{"cluster.creds_file", "cluster.tls.ca_file", "cluster.tls.cert_file"} {
 		if l.isSet(key) {

@@ -59,3 +59,16 @@ func TestWhatDoesNotFitTogetherInAClusterIsRefused(t *testing.T) {
 		})
 	}
 }
+
+func TestAFaultInTheURLsOfNATSIsToldOnceAndNothingElseOfIt(t *testing.T) {
+	_, r := load(t, oneDatabase+"cluster: {nats: ['nats://a:${NOT_SET}@x', 'nats://a:${NOT_SET}@y'], creds_file: /nowhere, replicas: 3}\n", "CONTROL=x")
+	var told []string
+	for _, line := range lines(r.Errors) {
+		if !strings.Contains(line, "/nowhere") {
+			told = append(told, line)
+		}
+	}
+	if len(told) != 1 || !strings.Contains(told[0], "NOT_SET") {
+		t.Errorf("errors %q", told)
+	}
+}

@@ -231,7 +231,11 @@ func (l *loader) fail(at place, key string, err error) {
 // errorf adds a problem. Its text is one line, so that every line of a report has its place.
 func (l *loader) errorf(at place, key, format string, args ...any) {
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
-	l.report.Errors = append(l.report.Errors, Problem{place: at, Key: key, Text: text})
+	p := Problem{place: at, Key: key, Text: text}
+	if slices.Contains(l.report.Errors, p) {
+		return // a list may have the same fault in each of its items
+	}
+	l.report.Errors = append(l.report.Errors, p)
 }
 
 func (l *loader) warnf(at place, key, format string, args ...any) {
