@@ -258,7 +258,9 @@ func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
 		fmt.Fprintf(w, ", %s", milliseconds(tookMS(pub)+slowest))
 	}
 	fmt.Fprintln(w)
+	swept := 0
 	for _, r := range o.receipts {
+		swept += a.printSwept(r)
 		if r.Matched == 0 && r.Stage == revoke.StageVerified {
 			continue // it had nothing to do; its line above says when it said so
 		}
@@ -275,7 +277,7 @@ func (a *app) printVerdict(pub *cluster.Publication, o outcome) error {
 	for _, why := range whys(o.receipts) {
 		fmt.Fprintf(w, "  not verified: %s\n", printable(why))
 	}
-	if matched == 0 && o.verdict.Verdict != revoke.Incomplete {
+	if matched == 0 && swept == 0 && o.verdict.Verdict != revoke.Incomplete {
 		fmt.Fprintf(a.io.err, "warning: %s matched no session; check the spelling (pgedge sessions lists what is known)\n", pub.Scope)
 	}
 	_, err := fmt.Fprintf(w, "receipt: pgedge receipts show %s\n", pub.ID)

@@ -256,7 +256,10 @@ func printReceipt(w io.Writer, r revoke.Receipt) error {
 	if r.Unverified > 0 {
 		fmt.Fprintf(w, ", %d not seen gone", r.Unverified)
 	}
-	fmt.Fprintf(w, "\n  %s\n", pace(r))
+	fmt.Fprintln(w)
+	if r.Matched > 0 {
+		fmt.Fprintf(w, "  %s\n", pace(r))
+	}
 	printResidue(w, r.Residue)
 	if len(r.Sessions) == 0 {
 		if r.Matched > 0 && !r.Final() {

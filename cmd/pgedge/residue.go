@@ -37,6 +37,22 @@ func printResidue(w io.Writer, r *revoke.Residue) {
 	}
 }
 
+// printSwept says in a verdict what a sweep has ended, and warns of what it could not do: the verdict is about sessions
+// of pgedge alone. It returns the number of sessions ended.
+func (a *app) printSwept(r revoke.Receipt) int {
+	if r.Residue == nil || r.Residue.Swept == nil {
+		return 0
+	}
+	n := r.Residue.Swept.DirectSessions
+	if n > 0 {
+		fmt.Fprintf(a.io.out, "  %-20s  %s past pgedge ended\n", r.Node, count(n, "session", "sessions"))
+	}
+	if r.Residue.Why != "" {
+		fmt.Fprintf(a.io.err, "warning: the sweep of %s is not complete: %s\n", r.Node, printable(r.Residue.Why))
+	}
+	return n
+}
+
 func countOrUnknown(n *int) string {
 	if n == nil {
 		return "unknown"
