@@ -16,6 +16,7 @@ import (
 
 var (
 	soakFor  = flag.Duration("soak", 20*time.Second, "how long TestSoak makes trouble")
+	soakTold = flag.Bool("told", false, "TestSoak tells what it did also when all held")
 	soakSeed = flag.Uint64("seed", 0, "seed of TestSoak; 0 takes one from the clock")
 )
 
@@ -91,7 +92,7 @@ func TestSoak(t *testing.T) {
 	work.Wait()
 	s.check()
 	t.Logf("%v", s.counts)
-	if t.Failed() {
+	if t.Failed() || *soakTold {
 		t.Log(strings.Join(s.actions, "\n"))
 	}
 }
@@ -197,14 +198,20 @@ func (s *soak) checkReceipt(v Verdict) {
 		var receipt struct {
 			Node     string `json:"node"`
 			Sessions []struct {
-				ID    string `json:"id"`
-				Bytes int64  `json:"bytes_after_cut"`
+				ID       string `json:"id"`
+				Bytes    int64  `json:"bytes_after_cut"`
+				Verified bool   `json:"verified"`
+				Backend  string `json:"backend"`
+				Why      string `json:"why"`
 			} `json:"sessions"`
 		}
 		if json.Unmarshal([]byte(line), &receipt) != nil {
 			continue
 		}
 		for _, session := range receipt.Sessions {
+			if !session.Verified {
+				s.note("not-verified", "%s at %s: %s: %s", session.ID, receipt.Node, session.Backend, session.Why)
+			}
 			if session.Bytes != 0 {
 				s.t.Errorf("%d bytes of session %s passed after the cut", session.Bytes, session.ID)
 			}
