@@ -24,7 +24,9 @@ func shortLease(freeze time.Duration) Options {
 // somebody, and lets the node come back in time.
 func TestANodeCutOffFromNATSIsFencedAndItsBystandersGoOn(t *testing.T) {
 	needNamespaces(t)
-	f := start(t, shortLease(60*time.Second))
+	o := shortLease(60 * time.Second)
+	o.FreezeInTransaction = o.Freeze // a result on its way counts as a transaction
+	f := start(t, o)
 	names := people(t, f, 2)
 	revoked, bystander := names[0], names[1]
 	cutOff := f.Nodes[0]
