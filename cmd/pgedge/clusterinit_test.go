@@ -54,9 +54,11 @@ func TestThreeNodesBecomeAFleetByOneCommand(t *testing.T) {
 		want := "pgedge cluster init --state-dir " + states[i] + " --replicas 3"
 		for !strings.Contains(fmt.Sprint(node.await("waiting")["for"]), want) {
 		}
-		if code, body := get(t, "http://"+admins[i]+"/readyz"); code != 503 || !strings.Contains(body, want) {
-			t.Errorf("readyz: %d %s", code, body)
-		}
+		// While the servers elect a leader it is that which the node waits for, and says.
+		pgtest.Wait(t, "/readyz to name the command", func() bool {
+			code, body := get(t, "http://"+admins[i]+"/readyz")
+			return code == 503 && strings.Contains(body, want)
+		})
 	}
 	pgedge(t, 1, "nodes", "--state-dir", states[0])
 	if out := pgedge(t, 0, "cluster", "init", "--state-dir", states[2]); !strings.Contains(out, "PGEDGE: created (cluster pgedge, no domain, 3 copies, created 20") ||
