@@ -33,16 +33,21 @@ demo: ## watch a revoked user's running UPDATE be stopped (needs Postgres; insta
 	@$(MAKE) --no-print-directory build
 	bin/pgedge demo
 
-# One package at a time: several run servers and fleets of processes, and leases do not wait for a crowded machine. The
-# first line builds everything side by side, and runs nothing.
+# Fleets of processes come last and alone: their leases do not wait for a crowded machine.
 .PHONY: test
 test: ## vet and all tests with the race detector, against a real Postgres (PKG=./engine/ TESTFLAGS='-run X -v')
 	@tools/need.sh postgres cc spin haproxy ip
 	$(GO) vet $(PKG)
 	@race=-race; \
 	if ! tools/race-ok.sh; then race=; echo "test: cgo is off or there is no working C compiler, so the race detector is OFF"; fi; \
-	set -x; $(GO) test $$race -exec true $(PKG) >/dev/null; \
-	$(GO) test $$race -p 1 -timeout $(TESTTIMEOUT) $(TESTFLAGS) $(PKG)
+	all=$$($(GO) list $(PKG)); \
+	crowd=$$(grep -v '^pgedge/internal/fleet$$' <<<"$$all" || true); \
+	fleet=$$(grep '^pgedge/internal/fleet$$' <<<"$$all" || true); \
+	failed=0; \
+	for packages in "$$crowd" "$$fleet"; do \
+		if [ -n "$$packages" ]; then $(GO) test $$race -timeout $(TESTTIMEOUT) $(TESTFLAGS) $$packages || failed=1; fi; \
+	done; \
+	exit $$failed
 
 .PHONY: check
 check: lint test ## what the build server runs: lint and test
