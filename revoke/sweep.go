@@ -166,7 +166,7 @@ type Follow struct {
 	last map[string]bool
 }
 
-// Due are the boots to act for now, of those that are silent. Each is due until it is fenced and once after.
+// Due are the boots to act for now, of those that are silent. A boot is due until it is fenced, and in one more pass after that.
 func (f *Follow) Due(server string, silent []SilentBoot) []SilentBoot {
 	return slices.DeleteFunc(slices.Clone(silent), func(b SilentBoot) bool { return f.last[followKey(server, b)] })
 }
