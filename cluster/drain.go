@@ -56,16 +56,7 @@ func (n *Node) answerDrain(req micro.Request) {
 	}
 	plan.Node, plan.Boot, plan.Embeds = n.cfg.Node, n.cfg.Boot, n.srv != nil
 	plan.At, plan.Sessions = time.Now().UTC(), n.eng.SessionCount()
-	b, err := json.Marshal(plan)
-	if err != nil {
-		n.refuse(req, fmt.Errorf("cannot encode answer: %w", err))
-		return
-	}
-	h := n.answerHeaders(1)
-	h[headerLast] = []string{"1"}
-	if err := req.Respond(b, micro.WithHeaders(h)); err != nil {
-		n.log.Warn("cannot answer a query", "error", err)
-	}
+	n.answer(req, plan)
 }
 
 // Drain tells a node to drain and end. It returns when the node has agreed.

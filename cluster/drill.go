@@ -78,16 +78,7 @@ func (n *Node) answerDrill(req micro.Request) {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, drillStepTimeout)
 	defer cancel()
-	b, err := json.Marshal(n.cfg.Canary.Drill(ctx, r))
-	if err != nil {
-		n.refuse(req, fmt.Errorf("cannot encode answer: %w", err))
-		return
-	}
-	h := n.answerHeaders(1)
-	h[headerLast] = []string{"1"}
-	if err := req.Respond(b, micro.WithHeaders(h)); err != nil {
-		n.log.Warn("cannot answer a query", "error", err)
-	}
+	n.answer(req, n.cfg.Canary.Drill(ctx, r))
 }
 
 // NodeDrill is a node's answer to one step of a drill.

@@ -136,10 +136,13 @@ func answerList[T any](n *Node, req micro.Request, items []T) {
 	}
 }
 
-func (n *Node) answerNodes(req micro.Request) {
-	b, err := json.Marshal(n.report())
+func (n *Node) answerNodes(req micro.Request) { n.answer(req, n.report()) }
+
+// answer sends one thing as the whole answer.
+func (n *Node) answer(req micro.Request, what any) {
+	b, err := json.Marshal(what)
 	if err != nil {
-		n.refuse(req, fmt.Errorf("cannot encode report: %w", err))
+		n.refuse(req, fmt.Errorf("cannot encode answer: %w", err))
 		return
 	}
 	h := n.answerHeaders(1)
