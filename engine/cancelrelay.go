@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 
 	"pgedge/codec"
 )
@@ -34,7 +33,7 @@ const (
 // own connection is closed only then, as libpq expects. There is never an answer.
 func (e *Engine) relayCancel(client net.Addr, key codec.CancelKey) {
 	guesses := e.guesses.of(client)
-	if guesses.Tokens() < 1 {
+	if guesses.empty() {
 		// Not even looked up: a limit that let the right guess through would be none.
 		e.metrics.cancelsDropped.Inc()
 		return
@@ -48,10 +47,10 @@ func (e *Engine) relayCancel(client net.Addr, key codec.CancelKey) {
 	owner := e.cancels.ownerOf(key)
 	if owner == nil || e.cfg.ForwardCancel == nil {
 		e.metrics.cancelsUnknown.Inc()
-		guesses.Allow()
+		guesses.allow()
 		return
 	}
-	if !e.mayForward(ctx) {
+	if !e.forwards.wait(ctx, forwardWait) {
 		e.metrics.cancelsDropped.Inc()
 		return
 	}
@@ -64,15 +63,8 @@ func (e *Engine) relayCancel(client net.Addr, key codec.CancelKey) {
 		e.log.Warn("cannot forward a cancel request to the node that gave out its key", "error", err)
 	default:
 		e.metrics.cancelsUnknown.Inc()
-		guesses.Allow()
+		guesses.allow()
 	}
-}
-
-// mayForward waits for a place among the messages to other nodes. A wait that would be too long fails at once.
-func (e *Engine) mayForward(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, forwardWait)
-	defer cancel()
-	return e.forwards.Wait(ctx) == nil
 }
 
 // CarryOutCancel carries out a cancel request that another node has forwarded, in the form in which it came from the
@@ -156,19 +148,19 @@ func (s *session) atRest() bool {
 // guessLimits hold back addresses that try keys out. The seed keeps clients from choosing whom they share with.
 type guessLimits struct {
 	seed    maphash.Seed
-	buckets [guessBuckets]*rate.Limiter
+	buckets [guessBuckets]*limiter
 }
 
 func newGuessLimits() *guessLimits {
 	g := &guessLimits{seed: maphash.MakeSeed()}
 	for i := range g.buckets {
-		g.buckets[i] = rate.NewLimiter(guessRate, guessBurst)
+		g.buckets[i] = newLimiter(guessRate, guessBurst)
 	}
 	return g
 }
 
 // of returns what client's host may still get wrong. All local clients count as one.
-func (g *guessLimits) of(client net.Addr) *rate.Limiter {
+func (g *guessLimits) of(client net.Addr) *limiter {
 	var host []byte
 	if tcp, ok := client.(*net.TCPAddr); ok {
 		host = tcp.IP.To16()

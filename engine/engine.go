@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/panjf2000/gnet/v2"
-	"golang.org/x/time/rate"
 
 	"pgedge/revoke"
 )
@@ -46,7 +45,7 @@ type Engine struct {
 	loginSlots chan struct{} // logins that talk to a backend
 	cancelling chan struct{} // cancel requests under way
 	guesses    *guessLimits
-	forwards   *rate.Limiter // cancel requests for other nodes
+	forwards   *limiter // cancel requests for other nodes
 	admitted   atomic.Int64
 	nextID     atomic.Uint64
 	draining   atomic.Bool
@@ -94,7 +93,7 @@ func New(cfg Config) (*Engine, error) {
 		loginSlots: make(chan struct{}, cfg.Limits.MaxLogins),
 		cancelling: make(chan struct{}, maxCancelling),
 		guesses:    newGuessLimits(),
-		forwards:   rate.NewLimiter(forwardRate, forwardBurst),
+		forwards:   newLimiter(forwardRate, forwardBurst),
 		done:       make(chan struct{}),
 		stopping:   make(chan struct{}),
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"sync/atomic"
-
-	"golang.org/x/time/rate"
 )
 
 // Lines about single sessions are limited: a flood of refused logins, or ten thousand sessions of one principal, must
@@ -18,19 +16,19 @@ const (
 // sessionLog writes lines about sessions within the limit, and how many it left out.
 type sessionLog struct {
 	log     *slog.Logger
-	limit   *rate.Limiter
+	limit   *limiter
 	skipped atomic.Int64
 }
 
 func newSessionLog(log *slog.Logger) *sessionLog {
-	return &sessionLog{log: log, limit: rate.NewLimiter(sessionLinesPerSecond, sessionLinesBurst)}
+	return &sessionLog{log: log, limit: newLimiter(sessionLinesPerSecond, sessionLinesBurst)}
 }
 
 func (l *sessionLog) write(level slog.Level, msg string, args ...any) {
 	if !l.log.Enabled(context.Background(), level) {
 		return
 	}
-	if !l.limit.Allow() {
+	if !l.limit.allow() {
 		l.skipped.Add(1)
 		return
 	}
