@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +23,10 @@ var server *pgtest.Server
 
 func TestMain(m *testing.M) {
 	bugPanics = true
+	flag.Parse()
+	if flag.Lookup("test.run").Value.String() == "^$" { // benchmarks alone need no Postgres
+		os.Exit(m.Run())
+	}
 	var err error
 	server, err = pgtest.StartMain(pgtest.Options{MaxConnections: 300, TLS: true})
 	if err != nil {
@@ -75,10 +80,9 @@ func startNode(t testing.TB, change func(*Config)) *node {
 	n := &node{t: t, table: revoke.NewTable(), changed: make(chan struct{}, 1)}
 	cfg := Config{
 		Node: "edge-t", Boot: "boot", Version: "test", Listen: []string{"127.0.0.1:0"},
-		Databases: map[string]Database{"*": {Upstream: controlUpstream(t, "pgedge_control", server.Addr(), "?sslmode=disable")}},
-		Table:     n.table,
-		Contact:   "it@corp.com",
-		Logger:    slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		Table:   n.table,
+		Contact: "it@corp.com",
+		Logger:  slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 		OnReceipt: func(r revoke.Receipt) {
 			n.mu.Lock()
 			n.receipts = append(n.receipts, r)
@@ -93,6 +97,9 @@ func startNode(t testing.TB, change func(*Config)) *node {
 			n.events = append(n.events, ev)
 			n.mu.Unlock()
 		},
+	}
+	if server != nil {
+		cfg.Databases = map[string]Database{"*": {Upstream: controlUpstream(t, "pgedge_control", server.Addr(), "?sslmode=disable")}}
 	}
 	if change != nil {
 		change(&cfg)
