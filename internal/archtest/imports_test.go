@@ -36,6 +36,7 @@ const (
 	yaml       = "go.yaml.in/yaml/v4"
 	sys        = "golang.org/x/sys"
 	rate       = "golang.org/x/time/rate"
+	hdr        = "github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // table is the table of docs/architecture.md.
@@ -57,7 +58,7 @@ var table = []row{
 	{"cmd", []string{"revoke", "codec", "engine", "cluster", "identity", "audit", "admin", "cmd", "internal/pgserver"},
 		[]string{cobra, pflag, yaml, ulid, metrics, pgx, sys, systemd},
 		"wires everything; the only place where siblings meet. NATS and gnet stay behind cluster and engine"},
-	{"bench", []string{"internal/pgserver", "internal/fleet"}, []string{pgx, natsClient, sys, yaml},
+	{"bench", []string{"internal/pgserver", "internal/fleet"}, []string{pgx, natsClient, sys, yaml, hdr},
 		"measures the binary from outside, as it measures PgBouncer"},
 	{"internal/pgserver", nil, []string{pgx},
 		"starts a server for tests, demo and bench, so it knows nothing of pgedge"},
