@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/nats-io/nats.go"
 
 	"pgedge/internal/fleet"
@@ -17,11 +18,11 @@ import (
 // stages are the moments of one revocation, in ms from just before it was published to the last node's. Nodes and
 // publisher share a machine, so their wall clocks are one.
 type stages struct {
-	Cut      []float64 `json:"cut_ms"`      // one per node: the last gate was shut
-	Closed   []float64 `json:"closed_ms"`   // one per node: the last socket was closed
-	Verified []float64 `json:"verified_ms"` // one per node: the last backend was seen gone
-	Complete []float64 `json:"complete_ms"` // one per revocation: the last node's final receipt had arrived here
-	Sessions int       `json:"sessions"`
+	Cut      []float64 // one per node: the last gate was shut
+	Closed   []float64 // one per node: the last socket was closed
+	Verified []float64 // one per node: the last backend was seen gone
+	Complete []float64 // one per revocation: the last node's final receipt had arrived here
+	Sessions int
 }
 
 // receipt is the part of a receipt's summary that is measured.
@@ -132,15 +133,16 @@ func (s *stages) add(began, last time.Time, final []receipt, sessions int) error
 	return nil
 }
 
-// quantile is the value below which so many of the samples lie.
-func quantile(samples []float64, q float64) float64 {
-	if len(samples) == 0 {
-		return 0
+// report adds what was measured to a run.
+func (s *stages) report(r *run, kase string) {
+	for _, stage := range []struct {
+		name    string
+		samples []float64
+	}{{"cut, each node", s.Cut}, {"closed, each node", s.Closed}, {"verified, each node", s.Verified}, {"all receipts here", s.Complete}} {
+		h := hdrhistogram.New(1, time.Minute.Microseconds(), 3)
+		for _, ms := range stage.samples {
+			h.RecordValue(int64(ms * 1000))
+		}
+		r.latency(kase, stage.name, h, 1000)
 	}
-	s := slices.Sorted(slices.Values(samples))
-	return s[min(len(s)-1, int(q*float64(len(s))))]
-}
-
-func stageLine(name string, samples []float64) string {
-	return fmt.Sprintf("%s\t%d\t%.2f\t%.2f\t%.2f\t\n", name, len(samples), quantile(samples, 0.5), quantile(samples, 0.99), quantile(samples, 1))
 }

@@ -2,58 +2,135 @@
 //
 //	go run ./bench list
 //	go run ./bench relay -rounds 5 -seconds 5
+//	go run ./bench all -quick
 //
-// It starts its own Postgres, nodes and peers, and ends them. A run whose results are not correct prints no number.
+// It starts its own Postgres, nodes, peers and load, and ends them. A run whose results are not correct prints no number.
 package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
-	"sort"
+	"slices"
+	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
-// scenario is one thing that is measured. run parses its own flags.
+// scenario is one thing that is measured.
 type scenario struct {
+	goal  string // the rows of the goals it answers, "P1"; "" when it answers none
 	about string
-	run   func(ctx context.Context, args []string) error
+	// flags registers the scenario's own flags and returns what runs it once they are parsed.
+	flags func(fs *flag.FlagSet) func(ctx context.Context, r *run) error
 }
 
 var scenarios = map[string]scenario{
-	"fleet":  {"a person with many sessions on six nodes: published to cut, closed, verified; bystanders' latency", runFleet},
-	"revoke": {"200 revocations one by one, a running statement on each of six nodes: published to cut, closed, verified", runRevoke},
-	"relay":  {"CPU per transaction and throughput of pgbench -S in session mode, beside PgBouncer and HAProxy", runRelay},
+	"relay":  {"P1", "CPU per transaction, throughput and latency of pgbench -S in session mode, beside PgBouncer and HAProxy", relayFlags},
+	"revoke": {"P9", "200 revocations one by one, a running statement on each of six nodes: published to cut, closed, verified", revokeFlags},
+	"fleet":  {"", "a person with many sessions on six nodes: published to cut, closed, verified; bystanders' latency", fleetFlags},
 }
+
+// order is the order of `all`: what disturbs the machine least comes first. A scenario that is not named comes last.
+var order = []string{"relay", "revoke", "fleet"}
+
+// children are the parts that run in processes of their own, because one process holds too few descriptors or would
+// measure itself. The bench starts itself with such a name as first argument: see run.startSelf.
+var children = map[string]func(ctx context.Context, args []string) error{}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) < 2 || os.Args[1] == "list" || os.Args[1] == "-h" || os.Args[1] == "--help" {
+	endWithGoRun()
+	os.Exit(command(ctx, os.Args[1:]))
+}
+
+// command returns the exit code: 0, 1 when something could not be measured, 2 for wrong usage. A goal that is not met
+// is a result, not a failure.
+func command(ctx context.Context, args []string) int {
+	if len(args) == 0 || slices.Contains([]string{"list", "help", "-h", "-help", "--help"}, args[0]) {
 		list()
-		return
+		return 0
 	}
-	s, ok := scenarios[os.Args[1]]
-	if !ok {
-		fmt.Fprintf(os.Stderr, "bench: no scenario %q\n", os.Args[1])
+	name, args := args[0], args[1:]
+	if child, ok := children[name]; ok {
+		if err := child(ctx, args); err != nil {
+			fmt.Fprintf(os.Stderr, "bench %s: %v\n", name, err)
+			return 1
+		}
+		return 0
+	}
+	if _, ok := scenarios[name]; !ok && name != "all" {
+		fmt.Fprintf(os.Stderr, "bench: no scenario %q\n", name)
 		list()
-		os.Exit(2)
+		return 2
 	}
-	if err := s.run(ctx, os.Args[2:]); err != nil {
-		fmt.Fprintf(os.Stderr, "bench %s: %v\n", os.Args[1], err)
-		os.Exit(1)
+	b := &bench{}
+	defer b.close()
+	if name == "all" {
+		return b.all(ctx, args)
 	}
+	r, err := b.run(ctx, name, args)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench %s: %v\n", name, err)
+		return 1
+	}
+	printGoals(os.Stdout, r.report.Goals)
+	return 0
+}
+
+// all runs every scenario with the same common flags and goes on after one that fails.
+func (b *bench) all(ctx context.Context, args []string) int {
+	var goals []goalResult
+	var failed []string
+	names := runOrder()
+	for i, name := range names {
+		if ctx.Err() != nil {
+			failed = append(failed, names[i:]...)
+			break
+		}
+		fmt.Fprintf(os.Stderr, "\n== %s (%d of %d): %s\n", name, i+1, len(names), scenarios[name].about)
+		r, err := b.run(ctx, name, args)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench %s: %v\n", name, err)
+			failed = append(failed, name)
+			continue
+		}
+		goals = append(goals, r.report.Goals...)
+	}
+	printGoals(os.Stdout, goals)
+	if len(failed) > 0 {
+		fmt.Printf("\nno result: %s\n", strings.Join(failed, ", "))
+		return 1
+	}
+	return 0
+}
+
+func runOrder() []string {
+	var names []string
+	for _, name := range append(slices.Clone(order), slices.Sorted(maps.Keys(scenarios))...) {
+		if _, ok := scenarios[name]; ok && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func list() {
-	fmt.Println("usage: go run ./bench SCENARIO [flags]    (-h after a scenario lists its flags)")
-	names := make([]string, 0, len(scenarios))
-	for name := range scenarios {
-		names = append(names, name)
+	fmt.Println("usage: go run ./bench SCENARIO|all|list [flags]    (-h after a scenario lists its flags)")
+	for _, name := range runOrder() {
+		fmt.Printf("  %-9s %-4s %s\n", name, scenarios[name].goal, scenarios[name].about)
 	}
-	sort.Strings(names)
-	for _, name := range names {
-		fmt.Printf("  %-8s %s\n", name, scenarios[name].about)
+}
+
+// endWithGoRun asks for a SIGTERM when `go run`, which hands on no signal but the terminal's, is ended itself.
+func endWithGoRun() {
+	parent, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", os.Getppid()))
+	if err == nil && strings.TrimSpace(string(parent)) == "go" {
+		unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGTERM), 0, 0, 0)
 	}
 }

@@ -22,21 +22,22 @@ type row struct {
 }
 
 const (
-	gnet       = "github.com/panjf2000/gnet/v2"
-	pgx        = "github.com/jackc/pgx/v5"
-	pgproto    = "github.com/jackc/pgx/v5/pgproto3"
-	natsClient = "github.com/nats-io/nats.go"
-	natsServer = "github.com/nats-io/nats-server/v2"
-	nuid       = "github.com/nats-io/nuid"
-	metrics    = "github.com/VictoriaMetrics/metrics"
-	ulid       = "github.com/oklog/ulid/v2"
-	systemd    = "github.com/coreos/go-systemd/v22"
-	cobra      = "github.com/spf13/cobra"
-	pflag      = "github.com/spf13/pflag"
-	yaml       = "go.yaml.in/yaml/v4"
-	sys        = "golang.org/x/sys"
-	rate       = "golang.org/x/time/rate"
-	hdr        = "github.com/HdrHistogram/hdrhistogram-go"
+	gnet         = "github.com/panjf2000/gnet/v2"
+	pgx          = "github.com/jackc/pgx/v5"
+	pgproto      = "github.com/jackc/pgx/v5/pgproto3"
+	natsClient   = "github.com/nats-io/nats.go"
+	natsServer   = "github.com/nats-io/nats-server/v2"
+	nuid         = "github.com/nats-io/nuid"
+	metrics      = "github.com/VictoriaMetrics/metrics"
+	ulid         = "github.com/oklog/ulid/v2"
+	systemd      = "github.com/coreos/go-systemd/v22"
+	cobra        = "github.com/spf13/cobra"
+	pflag        = "github.com/spf13/pflag"
+	yaml         = "go.yaml.in/yaml/v4"
+	sys          = "golang.org/x/sys"
+	hdrhistogram = "github.com/HdrHistogram/hdrhistogram-go"
+	plot         = "gonum.org/v1/plot"
+	rate         = "golang.org/x/time/rate"
 )
 
 // table is the table of docs/architecture.md.
@@ -58,7 +59,7 @@ var table = []row{
 	{"cmd", []string{"revoke", "codec", "engine", "cluster", "identity", "audit", "admin", "cmd", "internal/pgserver"},
 		[]string{cobra, pflag, yaml, ulid, metrics, pgx, sys, systemd},
 		"wires everything; the only place where siblings meet. NATS and gnet stay behind cluster and engine"},
-	{"bench", []string{"internal/pgserver", "internal/fleet"}, []string{pgx, natsClient, sys, yaml, hdr},
+	{"bench", []string{"internal/pgserver", "internal/fleet"}, []string{pgx, natsClient, sys, yaml, hdrhistogram, plot},
 		"measures the binary from outside, as it measures PgBouncer"},
 	{"internal/pgserver", nil, []string{pgx},
 		"starts a server for tests, demo and bench, so it knows nothing of pgedge"},
