@@ -91,8 +91,9 @@ fuzz: ## run every fuzz target for FUZZTIME (10s) each
 	tools/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench-deps
-bench-deps: ## install what the benchmarks compare with: PgBouncer and HAProxy
-	@tools/need.sh postgres pgbouncer haproxy
+bench-deps: ## install what the benchmarks compare with: PgBouncer and HAProxy, newer than the distribution's where possible
+	@tools/need.sh postgres
+	@tools/bench-deps.sh
 
 .PHONY: bench
 bench: ## run one benchmark: SCENARIO=relay

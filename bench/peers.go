@@ -180,11 +180,9 @@ func startPgedge(ctx context.Context, r *run, pg *pgserver.Server) (*target, err
 }
 
 func startPgBouncer(ctx context.Context, r *run, pg *pgserver.Server) (*target, error) {
-	path, err := exec.LookPath("pgbouncer")
-	if err != nil {
-		if path, err = exec.LookPath("/usr/sbin/pgbouncer"); err != nil {
-			return nil, nil
-		}
+	path := peerBinary("pgbouncer")
+	if path == "" {
+		return nil, nil
 	}
 	port, err := freePort()
 	if err != nil {
@@ -208,11 +206,9 @@ func startPgBouncer(ctx context.Context, r *run, pg *pgserver.Server) (*target, 
 }
 
 func startHAProxy(ctx context.Context, r *run, pg *pgserver.Server) (*target, error) {
-	path, err := exec.LookPath("haproxy")
-	if err != nil {
-		if path, err = exec.LookPath("/usr/sbin/haproxy"); err != nil {
-			return nil, nil
-		}
+	path := peerBinary("haproxy")
+	if path == "" {
+		return nil, nil
 	}
 	port, err := freePort()
 	if err != nil {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: tools/need.sh THING...     THING: make postgres cc spin ip pgbouncer haproxy
+# Usage: tools/need.sh THING...     THING: make postgres cc spin ip pgbouncer haproxy pkg-config libevent-dev libssl-dev
 #
 # Checks that each thing is on this machine. What is missing is installed with apt-get where that is allowed
 # (root, or sudo without a password); otherwise it says what to do and exits 1. A C compiler is only wished for:
@@ -33,6 +33,8 @@ have() {
 	case $1 in
 	postgres) have_postgres ;;
 	cc) have_cc ;;
+	libevent-dev) pkg-config --exists libevent 2>/dev/null ;;
+	libssl-dev) pkg-config --exists openssl 2>/dev/null ;;
 	*) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] ;;
 	esac
 }
