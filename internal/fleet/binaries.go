@@ -16,13 +16,22 @@ type Binaries struct {
 }
 
 // Build compiles the programs from the checkout this runs in, into dir.
-func Build(ctx context.Context, dir string) (Binaries, error) {
-	b := Binaries{Pgedge: filepath.Join(dir, "pgedge"), NATS: filepath.Join(dir, "natsd")}
-	for out, pkg := range map[string]string{b.Pgedge: "pgedge/cmd/pgedge", b.NATS: "pgedge/internal/natsd"} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", out, pkg)
+func Build(ctx context.Context, dir string) (Binaries, error) { return Binaries{}.complete(ctx, dir) }
+
+// complete compiles the programs that are missing.
+func (b Binaries) complete(ctx context.Context, dir string) (Binaries, error) {
+	for _, p := range []struct {
+		path      *string
+		name, pkg string
+	}{{&b.Pgedge, "pgedge", "pgedge/cmd/pgedge"}, {&b.NATS, "natsd", "pgedge/internal/natsd"}} {
+		if *p.path != "" {
+			continue
+		}
+		*p.path = filepath.Join(dir, p.name)
+		cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", *p.path, p.pkg)
 		cmd.Env = os.Environ()
 		if msg, err := cmd.CombinedOutput(); err != nil {
-			return b, fmt.Errorf("cannot build %s: %w\n%s", pkg, err, strings.TrimSpace(string(msg)))
+			return b, fmt.Errorf("cannot build %s: %w\n%s", p.pkg, err, strings.TrimSpace(string(msg)))
 		}
 	}
 	return b, nil

@@ -27,6 +27,10 @@ type Options struct {
 	Balancer bool
 
 	Postgres *pgserver.Server // started by the caller; it has to listen on all addresses for nodes in namespaces
+	// Upstreams, if there are any, are used in place of Postgres, round robin over the nodes: host:port of servers that
+	// let the control role in with its usual password.
+	Upstreams []string
+	// Binaries that are not named are built.
 	Binaries Binaries
 
 	Heartbeat, Lease, Freeze, FreezeInTransaction, VerifyTimeout, Drain time.Duration
@@ -58,10 +62,8 @@ func Start(ctx context.Context, o Options) (_ *Fleet, err error) {
 			err = errors.Join(err, f.Stop())
 		}
 	}()
-	if f.Binaries.Pgedge == "" {
-		if f.Binaries, err = Build(ctx, dir); err != nil {
-			return nil, err
-		}
+	if f.Binaries, err = f.Binaries.complete(ctx, dir); err != nil {
+		return nil, err
 	}
 	host := "127.0.0.1"
 	if o.Namespaces > 0 {

@@ -34,7 +34,7 @@ func (f *Fleet) newNode(i int) (*Node, error) {
 	n := &Node{fleet: f, Name: fmt.Sprintf("edge-%d", i+1)}
 	n.StateDir = f.path(n.Name)
 	n.conf = n.StateDir + ".yaml"
-	host, db, bus := "127.0.0.1", f.Postgres.Host, "127.0.0.1"
+	host, db, bus := "127.0.0.1", "127.0.0.1", "127.0.0.1"
 	if i < f.Options.Namespaces {
 		ns, err := addNamespace(i)
 		if err != nil {
@@ -49,13 +49,19 @@ func (f *Fleet) newNode(i int) (*Node, error) {
 		return nil, err
 	}
 	n.Addr, n.Admin = fmt.Sprintf("%s:%d", host, ports[0]), fmt.Sprintf("%s:%d", host, ports[1])
-	return n, os.WriteFile(n.conf, []byte(f.nodeConfig(n, db, bus)), 0o600)
+	upstream := ""
+	if len(f.Upstreams) > 0 {
+		upstream = f.Upstreams[i%len(f.Upstreams)]
+	} else {
+		upstream = fmt.Sprintf("%s:%d", db, f.Postgres.Port)
+	}
+	return n, os.WriteFile(n.conf, []byte(f.nodeConfig(n, upstream, bus)), 0o600)
 }
 
-func (f *Fleet) nodeConfig(n *Node, db, bus string) string {
+func (f *Fleet) nodeConfig(n *Node, upstream, bus string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "node: %s\nlisten: [%q]\nadmin: %q\nstate_dir: %s\ncontact: security@example.com\n", n.Name, n.Addr, n.Admin, n.StateDir)
-	fmt.Fprintf(&b, "databases:\n  '*':\n    upstream: %s?sslmode=disable\n", pgserver.URL(fmt.Sprintf("%s:%d", db, f.Postgres.Port), "pgedge_control", pgserver.Password("pgedge_control"), pgserver.Database))
+	fmt.Fprintf(&b, "databases:\n  '*':\n    upstream: %s?sslmode=disable\n", pgserver.URL(upstream, "pgedge_control", pgserver.Password("pgedge_control"), pgserver.Database))
 	fmt.Fprintf(&b, "cluster:\n  nats: [%s]\n  replicas: %d\n", strings.ReplaceAll(f.NATS.URL(bus), ",", ", "), min(f.Options.NATS, 3))
 	for _, d := range []struct {
 		key   string
