@@ -4,132 +4,108 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
-	"sync"
+	"strconv"
+	"strings"
 	"time"
 
-	"pgedge/internal/fleet"
+	"pgedge/bench/load"
 )
 
 func fleetFlags(fs *flag.FlagSet) func(context.Context, *run) error {
-	var shape fleetShape
-	shape.flags(fs)
-	victims := fs.Int("victims", 300, "sessions of the person who is revoked")
-	others := fs.Int("bystanders", 60, "sessions of others, each asking every 20 ms")
-	return func(ctx context.Context, r *run) error { return runFleet(ctx, r, shape, *victims, *others) }
+	nodes := fs.Int("nodes", 6, "node processes")
+	servers := fs.Int("nats", 3, "NATS server processes")
+	each := fs.Int("sessions", 0, "sessions on each node (default 8000, with -quick 500)")
+	count := fs.Int("count", 0, "people who are revoked (default 50, with -quick 10)")
+	workers := fs.Int("workers", 4, "processes that hold the clients' sockets")
+	return func(ctx context.Context, r *run) error {
+		if *each <= 0 {
+			*each = r.pick(500, 8000)
+		}
+		if *count <= 0 {
+			*count = r.pick(10, 50)
+		}
+		return runFleet(ctx, r, *nodes, *servers, *each, *count, *workers)
+	}
 }
 
-// runFleet measures one person with many sessions next to bystanders that query all the while. Every session has a real
-// backend, which bounds how many there can be.
-func runFleet(ctx context.Context, r *run, shape fleetShape, victims, others int) error {
-	f, pg, err := startFleet(ctx, r, shape, victims+others+40)
+// runFleet measures revocations over a fleet as large as the machine can hold: people with one session on each node.
+func runFleet(ctx context.Context, r *run, nodes, servers, each, count, workers int) error {
+	if count > each {
+		return fmt.Errorf("%d people cannot be revoked, there are %d", count, each)
+	}
+	c, err := r.crowd(ctx, nodes, servers)
 	if err != nil {
 		return err
 	}
-	names, err := fleet.People(ctx, pg, r.rounds+1)
+	defer c.stop()
+	people := make([]load.User, each)
+	for i := range people {
+		people[i] = load.User{Name: fmt.Sprintf("person%05d", i), Sessions: nodes}
+	}
+	began := time.Now()
+	held, err := c.open(ctx, people, workers)
 	if err != nil {
 		return err
 	}
-	w, err := newWitness(f)
-	if err != nil {
-		return err
-	}
-	defer w.nc.Close()
-	crowd, err := newCrowd(ctx, f, names[0], others)
-	if err != nil {
-		return err
-	}
-	defer crowd.stop()
-	var seen stages
-	for i, name := range names[1:] {
-		r.say("round %d of %d", i+1, r.rounds)
-		conns, err := logIn(ctx, f, name, victims, false)
+	defer held.Close()
+	opening := time.Since(began)
+	r.say("%d sessions in %s", held.Len(), opening.Round(100*time.Millisecond))
+	for _, n := range c.fleet.Nodes {
+		kib, err := residentKiB(n.PID())
 		if err != nil {
 			return err
 		}
-		crowd.take()
-		if err := r.sleep(ctx, 2*time.Second); err != nil {
+		r.sample("node processes", fmt.Sprintf("%d sessions each", each), subject, "memory per session", "KiB", kib/float64(each))
+	}
+	if err := r.sleep(ctx, 2*time.Second); err != nil {
+		return err
+	}
+	var seen stages
+	revoked := make(map[string]time.Time)
+	for i := range count {
+		if i%10 == 0 {
+			r.say("%d of %d", i, count)
+		}
+		if err := r.sleep(ctx, cutPause+rand.N(cutPause)); err != nil {
 			return err
 		}
-		r.sample("bystanders", "query", "before", "latency", "ms", crowd.take()...)
-		if err := w.revoke(ctx, "revoke", name, fmt.Sprintf("bench-%d-%d", os.Getpid(), i), &seen, victims); err != nil {
+		name := people[i*each/count].Name
+		v, err := c.witness.revoke(ctx, name, nodes)
+		if err != nil {
 			return err
 		}
-		r.sample("bystanders", "query", "during", "latency", "ms", crowd.take()...)
-		for _, c := range conns {
-			c.Close(ctx)
-		}
+		seen.add(v)
+		revoked[name] = v.began
 	}
-	if n := crowd.errors(); n > 0 {
-		return fmt.Errorf("%d bystanders saw an error: %w", n, crowd.err)
+	told, err := c.told(ctx, held, revoked, nodes)
+	if err != nil {
+		return err
 	}
-	seen.report(r, fmt.Sprintf("one person with %d idle sessions, %d bystanders", victims, others))
+	if err := c.check(); err != nil {
+		return err
+	}
+	kase := fmt.Sprintf("%d of %d", nodes, held.Len())
+	seen.report(r, kase)
+	r.distribution(kase, "published to end of a client's socket", told)
+	r.goal("P8", "published to gates closed, each node, p99", 5, "<=", quantile(seen.cut, 0.99), "ms")
+	r.goal("P8", "published to all receipts here, p99", 50, "<=", quantile(seen.complete, 0.99), "ms")
+	c.remark(r, held.Len(), "90,000 sessions in 6 processes")
+	r.note("the sessions were opened in %.0f s", opening.Seconds())
 	return nil
 }
 
-// crowd are sessions that ask a small question all the time.
-type crowd struct {
-	mu      sync.Mutex
-	samples []float64
-	failed  int
-	err     error
-
-	cancel context.CancelFunc
-	work   sync.WaitGroup
-}
-
-func newCrowd(ctx context.Context, f *fleet.Fleet, name string, n int) (*crowd, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	c := &crowd{cancel: cancel}
-	conns, err := logIn(ctx, f, name, n, false)
+// residentKiB is how much memory a process occupies.
+func residentKiB(pid int) (float64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		cancel()
-		return nil, err
+		return 0, err
 	}
-	for _, conn := range conns {
-		c.work.Go(func() {
-			defer conn.Close(context.Background())
-			tick := time.NewTicker(20 * time.Millisecond)
-			defer tick.Stop()
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-tick.C:
-				}
-				began := time.Now()
-				_, err := conn.Exec(context.Background(), "SELECT 1").ReadAll()
-				c.mu.Lock()
-				if err != nil {
-					c.failed++
-					c.err = err
-					c.mu.Unlock()
-					return
-				}
-				c.samples = append(c.samples, float64(time.Since(began).Microseconds())/1000)
-				c.mu.Unlock()
-			}
-		})
+	for line := range strings.Lines(string(status)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
+			return strconv.ParseFloat(f[1], 64)
+		}
 	}
-	return c, nil
-}
-
-// take returns what has been measured since the last call.
-func (c *crowd) take() []float64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s := c.samples
-	c.samples = nil
-	return s
-}
-
-func (c *crowd) errors() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.failed
-}
-
-func (c *crowd) stop() {
-	c.cancel()
-	c.work.Wait()
+	return 0, fmt.Errorf("process %d does not say how much memory it occupies", pid)
 }

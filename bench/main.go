@@ -19,6 +19,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"pgedge/bench/load"
 )
 
 // scenario is one thing that is measured.
@@ -30,17 +32,22 @@ type scenario struct {
 }
 
 var scenarios = map[string]scenario{
-	"relay":  {"P1", "CPU per transaction, throughput and latency of pgbench -S in session mode, beside PgBouncer and HAProxy", relayFlags},
-	"revoke": {"P9", "200 revocations one by one, a running statement on each of six nodes: published to cut, closed, verified", revokeFlags},
-	"fleet":  {"", "a person with many sessions on six nodes: published to cut, closed, verified; bystanders' latency", fleetFlags},
+	"relay":    {"P1", "CPU per transaction, throughput and latency of pgbench -S in session mode, beside PgBouncer and HAProxy", relayFlags},
+	"cut":      {"P6", "one person after the other revoked among many: published to gate closed, and every step of the way", cutFlags},
+	"mass":     {"P7", "a person with many sessions in one process: all gates, all sockets, and what bystanders notice", massFlags},
+	"fleet":    {"P8", "people with a session on each node of a large fleet: published to gates closed, and to all receipts", fleetFlags},
+	"verified": {"P9", "a running statement of a person who is revoked, in front of a real Postgres: published to backend seen gone", verifiedFlags},
 }
 
 // order is the order of `all`: what disturbs the machine least comes first. A scenario that is not named comes last.
-var order = []string{"relay", "revoke", "fleet"}
+var order = []string{"relay", "cut", "verified", "mass", "fleet"}
 
 // children are the parts that run in processes of their own, because one process holds too few descriptors or would
 // measure itself. The bench starts itself with such a name as first argument: see run.startSelf.
-var children = map[string]func(ctx context.Context, args []string) error{}
+var children = map[string]func(ctx context.Context, args []string) error{
+	childBackend:  runBackend,
+	load.ChildArg: func(context.Context, []string) error { return load.Child(os.Stdin, os.Stdout) },
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -25,8 +25,8 @@ var tableFiles = map[string]string{
 }
 
 // sqlstateTables are the only places that spell SQLSTATEs: a close reason picks its code there, so that two paths
-// cannot answer the same situation differently. The server that benchmarks play has one of its own.
-var sqlstateTables = []string{"engine/reasons.go", "codec", "bench/backend/sqlstates.go"}
+// cannot answer the same situation differently. Benchmarks play servers and clients from outside.
+var sqlstateTables = []string{"engine/reasons.go", "codec", "bench/sqlstates.go", "bench/backend/sqlstates.go"}
 
 // sqlstate matches five-character codes of the classes Postgres uses.
 var sqlstate = regexp.MustCompile(`^(?:0[01238ABFLPZ]|2[0-8BDF]|3[489BDF]|4[024]|5[34578]|72|F0|HV|P0|XX)[0-9A-Z]{3}$`)
