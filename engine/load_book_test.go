@@ -266,8 +266,8 @@ func (b *book) checkIndex(t *rapid.T) {
 		}
 	}
 	x := b.e.index
-	if x.len() != total || len(x.principals) != len(principals) || len(x.roles) != len(roles) || len(x.databases) != len(databases) {
-		t.Fatalf("the index holds %d sessions of %d principals, want %d of %d", x.len(), len(x.principals), total, len(principals))
+	if x.len() != total || x.principals.len() != len(principals) || x.roles.len() != len(roles) || x.databases.len() != len(databases) {
+		t.Fatalf("the index holds %d sessions of %d principals, want %d of %d", x.len(), x.principals.len(), total, len(principals))
 	}
 	for name, n := range principals {
 		if got := len(x.match(revoke.Scope{Kind: revoke.ScopePrincipal, Name: name})); got != n {

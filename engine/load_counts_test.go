@@ -28,7 +28,7 @@ func (n *node) counts() loadCounts {
 		pausedSides: int(e.metrics.pausedSides.Load()),
 	}
 	e.index.mu.RLock()
-	c.names = len(e.index.principals) + len(e.index.roles) + len(e.index.databases)
+	c.names = e.index.principals.len() + e.index.roles.len() + e.index.databases.len()
 	e.index.mu.RUnlock()
 	e.cancels.mu.Lock()
 	c.cancelKeys = len(e.cancels.sessions)

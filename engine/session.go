@@ -64,7 +64,7 @@ type session struct {
 
 	// Any goroutine.
 	gate       atomic.Uint32               // Reason that closed the gate; 0 while it is open
-	counted    bool                        // among its principal's; guarded by the index
+	indexed    indexEntry                  // guarded by the index
 	fact       atomic.Pointer[revoke.Fact] // that closed the gate
 	activity   atomic.Uint32               // see activity.go
 	lastActive atomic.Int64                // ns since engine start of the last change of activity
