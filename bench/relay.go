@@ -1,18 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"pgedge/internal/pgserver"
 )
@@ -20,10 +17,26 @@ import (
 func relayFlags(fs *flag.FlagSet) func(context.Context, *run) error {
 	clients := fs.String("clients", "8,64", "numbers of clients")
 	mode := fs.String("mode", "simple", "pgbench's query mode: simple, extended or prepared")
-	return func(ctx context.Context, r *run) error { return runRelay(ctx, r, *clients, *mode) }
+	rate := fs.Int("rate", 4000, "transactions per second of the last case, whose latency counts from when they were due; 0: no such case")
+	return func(ctx context.Context, r *run) error {
+		var loads []workload
+		for field := range strings.SplitSeq(*clients, ",") {
+			n, err := strconv.Atoi(field)
+			if err != nil {
+				return fmt.Errorf("clients: %w", err)
+			}
+			loads = append(loads, workload{name: fmt.Sprintf("%d clients", n), clients: n, mode: *mode})
+		}
+		if *rate > 0 {
+			n := loads[len(loads)-1].clients
+			loads = append(loads, workload{name: fmt.Sprintf("%d clients, %d/s", n, *rate), clients: n, mode: *mode, rate: *rate})
+		}
+		return runRelay(ctx, r, "P1", loads)
+	}
 }
 
-func runRelay(ctx context.Context, r *run, clientList, mode string) error {
+// runRelay measures what it costs to pass transactions on, for every load and every target. Without a row there are no goals.
+func runRelay(ctx context.Context, r *run, row string, loads []workload) error {
 	pg, err := r.postgres(ctx, pgserver.Options{MaxConnections: 400})
 	if err != nil {
 		return err
@@ -36,105 +49,72 @@ func runRelay(ctx context.Context, r *run, clientList, mode string) error {
 	if msg, err := pgbenchCommand(ctx, pgbench, targets[0], "-i", "-q", "-s", "10").CombinedOutput(); err != nil {
 		return fmt.Errorf("cannot fill the pgbench tables: %w\n%s", err, msg)
 	}
-	for field := range strings.SplitSeq(clientList, ",") {
-		clients, err := strconv.Atoi(field)
-		if err != nil {
-			return fmt.Errorf("clients: %w", err)
-		}
-		if err := measureRelay(ctx, r, pgbench, targets, clients, mode); err != nil {
+	for _, l := range loads {
+		if err := relayLoad(ctx, r, pgbench, targets, l); err != nil {
 			return err
 		}
+		if row != "" {
+			relayGoals(r, row, l)
+		}
+		if r.profile != "" {
+			if err := profileLoad(ctx, r, pgbench, targets, l); err != nil {
+				return err
+			}
+		}
 	}
-	r.bars("relay", "cpu")
+	r.bars(r.name, "cpu")
+	r.note("CPU, transactions and context switches are those of an interval in which all clients were connected: no login is in them.")
+	r.note("Latency by percentile and \"p99 corrected\" are corrected for coordinated omission, at the average pace of a client; \"p99\" is of the transactions alone, so a client that is starved hardly shows in it. With a rate both count from when a transaction was due.")
 	return nil
 }
 
-func measureRelay(ctx context.Context, r *run, pgbench string, targets []*target, clients int, mode string) error {
-	kase := fmt.Sprintf("%d clients", clients)
-	for round := range r.rounds {
+// relayLoad runs one load through all targets, once per round, beginning with another one each time.
+func relayLoad(ctx context.Context, r *run, pgbench string, targets []*target, l workload) error {
+	rounds := r.rounds
+	if r.quick && l.rate > 0 {
+		rounds = 1
+	}
+	warm := time.Duration(r.pick(400, 1000)) * time.Millisecond
+	all := make(map[string]*hdrhistogram.Histogram)
+	for round := range rounds {
 		for i := range targets {
 			t := targets[(i+round)%len(targets)]
-			s, err := measure(ctx, pgbench, t, clients, r.seconds, mode)
+			m, err := measure(ctx, r, pgbench, t, l, warm, time.Duration(r.seconds)*time.Second, nil)
 			if err != nil {
-				return fmt.Errorf("%s: %w", t.name, err)
+				return fmt.Errorf("%s, %s: %w", l.name, t.name, err)
 			}
-			r.sample("relay", kase, t.name, "tps", "1/s", s.tps)
+			n := float64(m.transactions)
+			cpu := float64((m.after.cpu - m.before.cpu).Nanoseconds()) / 1000 / n
+			r.sample(r.name, l.name, t.name, "tps", "1/s", n/m.seconds)
 			if t.proc != nil {
-				r.sample("relay", kase, t.name, "cpu", "us/transaction", s.cpuMicros)
+				r.sample(r.name, l.name, t.name, "cpu", "us/transaction", cpu)
+				if switches, ok := m.after.switchesSince(m.before); ok {
+					r.sample(r.name, l.name, t.name, "switches", "1/transaction", float64(switches)/n)
+				}
 			}
-			r.say("round %d/%d  %2d clients  %-10s %8.0f tps  %6.2f us cpu", round+1, r.rounds, clients, t.name, s.tps, s.cpuMicros)
+			r.sample(r.name, l.name, t.name, "p50", "ms", float64(m.latency.ValueAtQuantile(50))/1000)
+			r.sample(r.name, l.name, t.name, "p99", "ms", float64(m.latency.ValueAtQuantile(99))/1000)
+			r.sample(r.name, l.name, t.name, "p99 corrected", "ms", float64(m.corrected.ValueAtQuantile(99))/1000)
+			r.sample(r.name, l.name, t.name, "slowest client", "of its share", m.slowest)
+			if all[t.name] == nil {
+				all[t.name] = newLatency()
+			}
+			all[t.name].Merge(m.corrected)
+			r.say("round %d/%d  %s  %-10s %8.0f/s  %6.2f us cpu  p99 %.2f ms, corrected %.2f ms", round+1, rounds, l.name, t.name, n/m.seconds, cpu,
+				float64(m.latency.ValueAtQuantile(99))/1000, float64(m.corrected.ValueAtQuantile(99))/1000)
 		}
 	}
-	for _, peer := range []string{"pgbouncer", "haproxy"} {
-		r.goal("P1", fmt.Sprintf("CPU per transaction, %s, pgedge/%s", kase, peer), 1, "<=", r.ratio("relay", kase, peer, "cpu"), "")
+	for _, t := range targets {
+		r.latency(l.name, t.name, all[t.name], 1000)
 	}
 	return nil
 }
 
-// pgbenchSample is one run of pgbench through one target.
-type pgbenchSample struct {
-	tps, cpuMicros float64
-}
-
-var (
-	tpsLine    = regexp.MustCompile(`tps = ([0-9.]+) \(without initial`)
-	countLine  = regexp.MustCompile(`number of transactions actually processed: ([0-9]+)`)
-	failedLine = regexp.MustCompile(`number of failed transactions: ([0-9]+)`)
-)
-
-// measure runs pgbench once. The proxy's CPU time is read before and after, so that it covers logins too; at
-// thousands of transactions per login that does not show.
-func measure(ctx context.Context, pgbench string, t *target, clients, seconds int, mode string) (pgbenchSample, error) {
-	before, err := cpuTime(t.proc)
-	if err != nil {
-		return pgbenchSample{}, err
-	}
-	out, err := pgbenchCommand(ctx, pgbench, t, "-S", "-n", "-M", mode, "-c", strconv.Itoa(clients), "-j", "2", "-T", strconv.Itoa(seconds)).CombinedOutput()
-	if err != nil {
-		return pgbenchSample{}, fmt.Errorf("pgbench failed: %w\n%s", err, out)
-	}
-	after, err := cpuTime(t.proc)
-	if err != nil {
-		return pgbenchSample{}, err
-	}
-	if m := failedLine.FindSubmatch(out); m != nil && string(m[1]) != "0" {
-		return pgbenchSample{}, fmt.Errorf("%s transactions failed", m[1])
-	}
-	number := func(re *regexp.Regexp) float64 {
-		if m := re.FindSubmatch(out); m != nil {
-			v, _ := strconv.ParseFloat(string(m[1]), 64)
-			return v
+func relayGoals(r *run, row string, l workload) {
+	for _, peer := range []string{"pgbouncer", "haproxy"} {
+		if l.rate == 0 {
+			r.goal(row, fmt.Sprintf("CPU per transaction, %s, pgedge/%s", l.name, peer), 1, "<=", r.ratio(r.name, l.name, peer, "cpu"), "")
 		}
-		return 0
+		r.goal(row, fmt.Sprintf("p99 latency, %s, pgedge/%s", l.name, peer), 1, "<=", r.ratio(r.name, l.name, peer, "p99 corrected"), "")
 	}
-	s := pgbenchSample{tps: number(tpsLine)}
-	if s.tps == 0 || number(countLine) == 0 {
-		return s, fmt.Errorf("pgbench printed no result:\n%s", out)
-	}
-	s.cpuMicros = float64((after - before).Microseconds()) / number(countLine)
-	return s, nil
-}
-
-func pgbenchCommand(ctx context.Context, pgbench string, t *target, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, pgbench, append([]string{"-h", t.host, "-p", strconv.Itoa(t.port), "-U", "trustuser"}, append(args, pgserver.Database)...)...)
-	cmd.Env = append(os.Environ(), "PGSSLMODE=disable")
-	return cmd
-}
-
-// cpuTime is user and system time of a process; the kernel counts it in ticks of 10 ms.
-func cpuTime(p *process) (time.Duration, error) {
-	if p == nil {
-		return 0, nil
-	}
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid()))
-	if err != nil {
-		return 0, err
-	}
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(fields) < 13 {
-		return 0, errors.New("cannot read the CPU time of the proxy")
-	}
-	user, err1 := strconv.ParseInt(string(fields[11]), 10, 64)
-	system, err2 := strconv.ParseInt(string(fields[12]), 10, 64)
-	return time.Duration(user+system) * 10 * time.Millisecond, errors.Join(err1, err2)
 }

@@ -91,10 +91,21 @@ func newDistribution(kase, target string, h *hdrhistogram.Histogram, unitsPerMS 
 	at := func(p float64) float64 { return float64(h.ValueAtQuantile(p)) / unitsPerMS }
 	d := distribution{Case: kase, Target: target, Count: h.TotalCount(), P50: at(50), P90: at(90), P99: at(99), P999: at(99.9),
 		Max: float64(h.Max()) / unitsPerMS, Mean: h.Mean() / unitsPerMS}
-	for _, b := range h.CumulativeDistribution() {
+	for _, b := range h.CumulativeDistributionWithTicks(4) {
 		d.Curve = append(d.Curve, [2]float64{b.Quantile, float64(b.ValueAt) / unitsPerMS})
 	}
 	return d
+}
+
+// latencyCases are the cases with a distribution, in the order of their first appearance.
+func (p *report) latencyCases() []string {
+	var cases []string
+	for _, d := range p.Latencies {
+		if !slices.Contains(cases, d.Case) {
+			cases = append(cases, d.Case)
+		}
+	}
+	return cases
 }
 
 type curve struct {
@@ -176,10 +187,12 @@ func (p *report) print(w io.Writer) {
 	for _, table := range names(p.Samples, func(s *series) string { return s.Table }) {
 		p.printTable(w, table)
 	}
-	if len(p.Latencies) > 0 {
+	if cases := p.latencyCases(); len(cases) > 0 {
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 		fmt.Fprint(t, "\nlatency (ms)\ttarget\tsamples\tp50\tp90\tp99\tp99.9\tmax\t\n")
-		for _, d := range p.Latencies {
+		inOrder := slices.Clone(p.Latencies)
+		slices.SortStableFunc(inOrder, func(a, b distribution) int { return slices.Index(cases, a.Case) - slices.Index(cases, b.Case) })
+		for _, d := range inOrder {
 			fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t\n", d.Case, d.Target, d.Count, short(d.P50), short(d.P90), short(d.P99), short(d.P999), short(d.Max))
 		}
 		t.Flush()
@@ -201,8 +214,9 @@ func (p *report) printTable(w io.Writer, table string) {
 		}
 	}
 	targets := names(of, func(s *series) string { return s.Target })
+	fmt.Fprintf(w, "\n%s: median (min..max)\n", table)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(t, "\n%s: median (min..max)\tmetric\t%s\t", table, strings.Join(targets, "\t"))
+	fmt.Fprintf(t, "\tmetric\t%s\t", strings.Join(targets, "\t"))
 	var peers []string
 	if slices.Contains(targets, subject) {
 		peers = slices.DeleteFunc(slices.Clone(targets), func(s string) bool { return s == subject })
@@ -299,11 +313,36 @@ func (r *run) write() error {
 	if err != nil {
 		return fmt.Errorf("cannot write the report: %w", err)
 	}
+	if err := r.report.writePlots(r.out); err != nil {
+		return err
+	}
+	if r.profile != "" {
+		if err := copyFiles(r.out, r.profile); err != nil {
+			return fmt.Errorf("cannot keep the profiles: %w", err)
+		}
+	}
 	path := filepath.Join(r.out, r.name+".json")
 	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
 		return err
 	}
 	r.say("written: %s", path)
+	return nil
+}
+
+func copyFiles(to, from string) error {
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		data, err := os.ReadFile(filepath.Join(from, entry.Name()))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, entry.Name()), data, 0o644)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
