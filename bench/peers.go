@@ -24,7 +24,10 @@ type target struct {
 	host    string
 	port    int
 	proc    *process
+	admin   string // address of pgedge's metrics; "" for the others
 }
+
+func (t *target) addr() string { return net.JoinHostPort(t.host, strconv.Itoa(t.port)) }
 
 // process is a program that the bench started.
 type process struct {
