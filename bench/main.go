@@ -35,6 +35,7 @@ var scenarios = map[string]scenario{
 	"relay":    {"P1", "CPU per transaction, throughput and latency of pgbench -S in session mode, beside PgBouncer and HAProxy", relayFlags},
 	"prepared": {"P2", "the same with prepared statements; session mode, since there are no pools yet", preparedFlags},
 	"copy":     {"P3", "COPY out and in of 1.5 GB, CPU per GB and memory of the proxy, and a client that falls asleep while it reads", copyFlags},
+	"logins":   {"P4", "logins per second and CPU of each, eight clients that come and go and a storm, and what established sessions notice", loginsFlags},
 	"cut":      {"P6", "one person after the other revoked among many: published to gate closed, and every step of the way", cutFlags},
 	"mass":     {"P7", "a person with many sessions in one process: all gates, all sockets, and what bystanders notice", massFlags},
 	"fleet":    {"P8", "people with a session on each node of a large fleet: published to gates closed, and to all receipts", fleetFlags},
@@ -42,7 +43,7 @@ var scenarios = map[string]scenario{
 }
 
 // order is the order of `all`: what disturbs the machine least comes first. A scenario that is not named comes last.
-var order = []string{"relay", "prepared", "copy", "cut", "verified", "mass", "fleet"}
+var order = []string{"relay", "prepared", "copy", "logins", "cut", "verified", "mass", "fleet"}
 
 // children are the parts that run in processes of their own, because one process holds too few descriptors or would
 // measure itself. The bench starts itself with such a name as first argument: see run.startSelf.

@@ -97,9 +97,9 @@ func startChild(cmd *exec.Cmd, logFile, asUser string) (*process, error) {
 	return p, nil
 }
 
-// start runs a program whose log is kept beside its configuration until the run ends.
-func (r *run) start(asUser, path string, args ...string) (*process, error) {
-	p, err := startChild(exec.Command(path, args...), filepath.Join(r.dir, filepath.Base(path)+".log"), asUser)
+// start runs a program whose log is kept until the run ends, under the name of what it is started for.
+func (r *run) start(name, asUser, path string, args ...string) (*process, error) {
+	p, err := startChild(exec.Command(path, args...), filepath.Join(r.dir, name+".log"), asUser)
 	if err == nil {
 		r.cleanup(p.stop)
 	}
@@ -164,89 +164,7 @@ func waitListening(ctx context.Context, p *process, port int) error {
 	}
 }
 
-func startPgedge(ctx context.Context, r *run, pg *pgserver.Server) (*target, error) {
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	binary, err := r.pgedge(ctx)
-	if err != nil {
-		return nil, err
-	}
-	p, err := r.start("", binary, "serve", "--node", "bench", "--admin", "off", "--state-dir", filepath.Join(r.dir, "state"),
-		"--listen", fmt.Sprintf("127.0.0.1:%d", port), "--upstream",
-		fmt.Sprintf("postgres://pgedge_control:%s@%s/%s?sslmode=disable", pgserver.Password("pgedge_control"), pg.Addr(), pgserver.Database))
-	if err != nil {
-		return nil, err
-	}
-	return &target{name: "pgedge", host: "127.0.0.1", port: port, proc: p}, waitListening(ctx, p, port)
-}
-
-func startPgBouncer(ctx context.Context, r *run, pg *pgserver.Server) (*target, error) {
-	path := peerBinary("pgbouncer")
-	if path == "" {
-		return nil, nil
-	}
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	// Trust with a list of users is what compares with a trust login that is passed through.
-	conf := fmt.Sprintf("[databases]\n* = host=%s port=%d\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port=%d\nunix_socket_dir=\nauth_type=trust\nauth_file=%s\npool_mode=session\n"+
-		"max_client_conn=1000\ndefault_pool_size=200\nignore_startup_parameters=extra_float_digits\n", pg.Host, pg.Port, port, filepath.Join(r.dir, "users.txt"))
-	if err := os.WriteFile(filepath.Join(r.dir, "users.txt"), []byte("\"trustuser\" \"\"\n"), 0o644); err != nil {
-		return nil, err
-	}
-	ini := filepath.Join(r.dir, "pgbouncer.ini")
-	if err := os.WriteFile(ini, []byte(conf), 0o644); err != nil {
-		return nil, err
-	}
-	p, err := r.start("postgres", path, ini)
-	if err != nil {
-		return nil, err
-	}
-	return &target{name: "pgbouncer", version: firstLine(path, "--version"), host: "127.0.0.1", port: port, proc: p}, waitListening(ctx, p, port)
-}
-
-func startHAProxy(ctx context.Context, r *run, pg *pgserver.Server) (*target, error) {
-	path := peerBinary("haproxy")
-	if path == "" {
-		return nil, nil
-	}
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	conf := fmt.Sprintf("global\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"+
-		"listen pg\n  bind 127.0.0.1:%d\n  server s %s\n", port, pg.Addr())
-	cfg := filepath.Join(r.dir, "haproxy.cfg")
-	if err := os.WriteFile(cfg, []byte(conf), 0o644); err != nil {
-		return nil, err
-	}
-	p, err := r.start("", path, "-db", "-f", cfg)
-	if err != nil {
-		return nil, err
-	}
-	return &target{name: "haproxy", version: firstLine(path, "-v"), host: "127.0.0.1", port: port, proc: p}, waitListening(ctx, p, port)
-}
-
-// startTargets starts every way to the server that is installed; what is missing is noted.
+// startTargets starts every way to a server that trusts its users.
 func startTargets(ctx context.Context, r *run, pg *pgserver.Server) ([]*target, error) {
-	targets := []*target{{name: "direct", host: pg.Host, port: pg.Port}}
-	for _, peer := range []struct {
-		name  string
-		start func(context.Context, *run, *pgserver.Server) (*target, error)
-	}{{subject, startPgedge}, {"pgbouncer", startPgBouncer}, {"haproxy", startHAProxy}} {
-		t, err := peer.start(ctx, r, pg)
-		if err != nil {
-			return nil, err
-		}
-		if t == nil {
-			r.note("%s is not installed: not measured (make bench-deps installs it)", peer.name)
-			continue
-		}
-		r.version(t.name, t.version)
-		targets = append(targets, t)
-	}
-	return targets, nil
+	return front{addr: pg.Addr(), clients: 1000, servers: 200}.startAll(ctx, r)
 }

@@ -86,7 +86,7 @@ func TestItAnswersWhatItKnowsAndReportsWhatItDoesNot(t *testing.T) {
 	for _, step := range []struct {
 		sql, want string
 		status    byte
-	}{{"SELECT 1", "1", 'I'}, {"BEGIN", "", 'T'}, {"select 42;", "42", 'T'}, {"COMMIT", "", 'I'}, {"SELECT pg_sleep(0.001)", "", 'I'}} {
+	}{{"SELECT 1", "1", 'I'}, {"BEGIN", "", 'T'}, {"select 42;", "42", 'T'}, {"COMMIT", "", 'I'}, {"SELECT pg_sleep(0.001)", "", 'I'}, {"DISCARD ALL", "", 'I'}} {
 		if got, err := ask(c, step.sql); err != nil || got != step.want || c.TxStatus() != step.status {
 			t.Errorf("%s: %q, %v, status %c", step.sql, got, err, c.TxStatus())
 		}

@@ -134,13 +134,16 @@ func (c *conn) execute(name string) error {
 // sleepName is what begins the one statement that takes time.
 const sleepName = "select pg_sleep("
 
+// discardAll is what PgBouncer sends before another client gets a session.
+const discardAll = "discard all"
+
 // columnsOf names the columns of a statement; none for one that returns no rows.
 func columnsOf(sql string) ([]column, bool) {
 	if q := findQuestion(sql); q != nil {
 		return q.describe(), true
 	}
 	switch low := strings.ToLower(oneLine(sql)); {
-	case transaction(low) != "" || strings.HasPrefix(low, "set "):
+	case transaction(low) != "" || strings.HasPrefix(low, "set ") || low == discardAll:
 		return nil, true
 	case strings.HasPrefix(low, sleepName):
 		return []column{{"pg_sleep", oidVoid}}, true
@@ -201,6 +204,10 @@ func (c *conn) run(sql string, params []string) (*result, error) {
 	switch {
 	case strings.HasPrefix(low, "set "):
 		return &result{tag: "SET"}, nil
+	case low == discardAll:
+		clear(c.statements)
+		clear(c.portals)
+		return &result{tag: "DISCARD ALL"}, nil
 	case strings.HasPrefix(low, sleepName):
 		seconds, err := strconv.ParseFloat(strings.TrimSuffix(low[len(sleepName):], ")"), 64)
 		if err != nil || seconds < 0 || seconds > 3600 {
