@@ -105,7 +105,7 @@ func (sd *side) shut() {
 		return
 	}
 	sd.phase = phCut
-	if sd.unsent = sd.buffered(); sd.unsent > 0 || !sd.isFront && sd.s.busy() {
+	if sd.unsent = int32(sd.buffered()); sd.unsent > 0 || !sd.isFront && sd.s.busy() {
 		sd.arm()
 	}
 }
@@ -228,7 +228,7 @@ func (s *session) bearWitness() {
 	if s.witness {
 		return
 	}
-	s.witness = true
+	s.witness, s.evidence = true, new(evidence)
 	sd := &s.back
 	s.clientWhole = sd.scan.AtBoundary()
 	if !s.clientWhole && s.lastBackend == 'C' {
@@ -266,7 +266,7 @@ func (s *session) backendSettled(t *target) {
 				s.observe(s.loop.scratch[:n])
 			}
 		}
-		if t.needsLastWords() && !s.evidence.fatal && !ended {
+		if t.needsLastWords() && !s.heard().fatal && !ended {
 			// A backend leaves the list of backends just before its process closes the socket.
 			sd.phase = phDrain
 			sd.arm()
@@ -277,7 +277,15 @@ func (s *session) backendSettled(t *target) {
 		}
 		sd.drop()
 	}
-	t.conclude(s.evidence)
+	t.conclude(s.heard())
+}
+
+// heard is the evidence so far.
+func (s *session) heard() evidence {
+	if s.evidence == nil {
+		return evidence{}
+	}
+	return *s.evidence
 }
 
 // lastWordsTime bounds the wait for the end of the stream of a backend that has been seen gone.

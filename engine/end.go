@@ -16,7 +16,7 @@ func (sd *side) closed(err error) {
 	if sd.unsent > 0 {
 		// What was buffered at the cut must still be there. A bare io.EOF says that gnet has thrown it away itself,
 		// since the connection was broken.
-		if moved := sd.unsent - sd.buffered(); moved > 0 && err != io.EOF {
+		if moved := int(sd.unsent) - sd.buffered(); moved > 0 && err != io.EOF {
 			s.afterCut(moved)
 		}
 		unix.Shutdown(sd.conn.Fd(), unix.SHUT_WR) // gnet writes what is buffered after this callback
@@ -38,7 +38,7 @@ func (sd *side) closed(err error) {
 		s.control.look()
 		if t := s.awaiting; t != nil {
 			s.awaiting = nil
-			t.conclude(s.evidence)
+			t.conclude(s.heard())
 		}
 	}
 	if s.reason == reasonNone {

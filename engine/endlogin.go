@@ -24,7 +24,7 @@ func (e *Engine) endLogin(s *session, front *wire, lerr *loginError) {
 	wasCut := len(s.orders) > 0
 	if wasCut {
 		s.describeLocked("login")
-		s.result.Cut = "login_refused"
+		s.resultLocked().Cut = "login_refused"
 	}
 	s.mu.Unlock()
 	s.reason = lerr.reason
@@ -144,7 +144,8 @@ func (s *session) settleLogin(wasCut bool) {
 		return
 	}
 	s.mu.Lock()
-	s.result.Backend, s.result.Verified, s.result.Xact = "none", true, "none"
+	r := s.resultLocked()
+	r.Backend, r.Verified, r.Xact = "none", true, "none"
 	s.mu.Unlock()
 }
 

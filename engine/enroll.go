@@ -20,7 +20,7 @@ func (e *Engine) enroll(s *session, front *wire) *loginError {
 		return fail(Reason(s.gate.Load()), errCut)
 	}
 	s.moveLocked(stEnrolling)
-	s.conns = nil
+	s.conns, s.interrupt = nil, nil // a live session has neither a login's sockets nor its context
 	s.mu.Unlock()
 	s.loop = l
 	l.count.Add(1)
@@ -35,9 +35,16 @@ func (e *Engine) enroll(s *session, front *wire) *loginError {
 	e.metrics.loginSeconds.Update(secondsSince(s.began))
 	e.cfg.OnAudit(s.auditEvent("login", reasonNone))
 
+	// The loop works on a duplicate of the backend's socket; what the login knew it by would stay with the session.
+	back := s.link.wire.raw
+	if s.link.tls != nil {
+		s.link.wire.raw = nil
+	} else {
+		s.link.wire = nil
+	}
 	enrolling <- struct{}{}
 	defer func() { <-enrolling }()
-	err := l.enroll(s.link.wire.raw, &s.back)
+	err := l.enroll(back, &s.back)
 	if err == nil {
 		err = l.enroll(front.raw, &s.front)
 	} else {

@@ -122,6 +122,7 @@ func BenchmarkIndex(b *testing.B) {
 				b.Run("revoke/"+matches, func(b *testing.B) { c.benchmarkRevoke(b, m) })
 				b.Run("match/"+matches, func(b *testing.B) { c.benchmarkMatch(b, m) })
 				b.Run("count/"+matches, func(b *testing.B) { c.benchmarkCount(b, m) })
+				b.Run("receipt/"+matches, func(b *testing.B) { c.benchmarkReceipt(b, m) })
 			}
 		}
 		b.Run("remove+add", c.benchmarkRemoveAdd)
@@ -153,6 +154,23 @@ func (c *crowd) benchmarkRevoke(b *testing.B, matches int) {
 		}
 		delete(c.eng.orders.open, "bench")
 		b.StartTimer()
+	}
+}
+
+// benchmarkReceipt builds the final evidence of a revocation.
+func (c *crowd) benchmarkReceipt(b *testing.B, matches int) {
+	o := &order{eng: c.eng}
+	for _, s := range c.eng.index.match(revoke.Scope{Kind: revoke.ScopePrincipal, Name: c.people[matches][0]}) {
+		s.mu.Lock()
+		s.describeLocked("idle")
+		s.mu.Unlock()
+		o.sessions = append(o.sessions, s)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if r := o.receipt(prVerified); r.Matched != matches || len(r.Sessions) != matches {
+			b.Fatal(r.Matched, len(r.Sessions))
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -210,5 +211,23 @@ func TestTheIndexIsAskedWhileSessionsComeAndGo(t *testing.T) {
 	wg.Wait()
 	if x.len()+x.principals.len()+x.roles.len()+x.databases.len()+len(x.counted) != 0 {
 		t.Error("something is left")
+	}
+}
+
+// Where a session lies is the allocator's choice: behind a word of its own, in steps of the size class.
+func TestARevocationTouchesOneCacheLineOfASession(t *testing.T) {
+	const line = 64
+	var crossing *session
+	for range 100 {
+		s := new(session)
+		first := uintptr(unsafe.Pointer(&s.gate))
+		last := uintptr(unsafe.Pointer(&s.loop)) + unsafe.Sizeof(s.loop) - 1
+		if first/line != last/line {
+			crossing = s
+		}
+	}
+	if s := crossing; s != nil {
+		t.Errorf("gate to loop are bytes %d to %d of %d, of a session at %p: move fields so that they share one line of %d",
+			unsafe.Offsetof(s.gate), unsafe.Offsetof(s.loop)+unsafe.Sizeof(s.loop), unsafe.Sizeof(*s), s, line)
 	}
 }

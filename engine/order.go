@@ -12,7 +12,8 @@ import (
 // reports its progress; when all have come to a stage, the receipt of that stage is published. Nothing is
 // published before the journal has delivered the fact, since only then its seq and id are certain.
 type order struct {
-	eng *Engine
+	eng   *Engine
+	alone [1]*order // this order; immutable, see session.cut
 
 	mu       sync.Mutex
 	of       revoke.Order
@@ -32,6 +33,13 @@ func (o *order) add(s *session, stage progress) {
 	for p := stage + 1; p <= prVerified; p++ {
 		o.behind[p]++
 	}
+}
+
+// expect makes room for as many sessions as a walk has found.
+func (o *order) expect(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.sessions = slices.Grow(o.sessions, n)
 }
 
 // has tells whether the session is part of the order already. A session carries few orders.
@@ -120,6 +128,9 @@ func (o *order) receipt(stage progress) revoke.Receipt {
 	case prVerified, prNone:
 		r.Stage = revoke.StageVerified
 	}
+	if stage == prVerified {
+		r.Sessions = make([]revoke.SessionReceipt, 0, len(sessions))
+	}
 	for _, s := range sessions {
 		line := s.receipt()
 		if line.ID == "" && stage == prVerified {
@@ -164,6 +175,7 @@ func (b *orderBook) get(of revoke.Order) *order {
 	o := b.open[of.Key]
 	if o == nil {
 		o = &order{eng: b.eng, of: of}
+		o.alone[0] = o
 		b.open[of.Key] = o
 	}
 	return o

@@ -218,7 +218,7 @@ func (s *session) send(from, to *side, p []byte) {
 func (s *session) afterCut(n int) {
 	s.eng.metrics.bytesAfterCut.Add(n)
 	s.mu.Lock()
-	s.result.BytesAfter += int64(n)
+	s.resultLocked().BytesAfter += int64(n)
 	s.mu.Unlock()
 	s.eng.bugf("session %s: %d bytes were to be written after the cut", s.id, n)
 }

@@ -39,7 +39,10 @@ const (
 	prVerified                 // the backend was seen gone, or given up on: the result is final
 )
 
-// session is one client and its backend, from accept to the last trace.
+// session is one client and its backend, from accept to the last trace. Fields are grouped by who may touch them when; what
+// only a kill needs is behind pointers, and small fields stand together: an idle session is what there are most of. What a
+// revocation touches in each of its sessions, gate to loop, is one cache line: each that has to be fetched costs as much as
+// all the rest.
 type session struct {
 	// Immutable after creation.
 	eng    *Engine
@@ -50,65 +53,67 @@ type session struct {
 	// Written by the login goroutine before the session is registered, immutable afterwards.
 	identity    revoke.Identity
 	application string
-	authSeq     revoke.Position // journal position applied when the login began
 	entry       *database
-	admitted    bool // counts against the limits
 
 	// Written by the login goroutine before the session is enrolled, immutable afterwards.
-	link          *link
-	authenticated bool            // AuthenticationOk was seen
-	key           codec.CancelKey // the backend's own; never given to the client
-	virtual       codec.CancelKey // what the client was given
-	control       *controller     // of the server the backend runs on; nil: no control role
-	start         string          // backend_start learned at login; "" where ports identify backends
+	link    *link
+	key     codec.CancelKey // the backend's own; never given to the client
+	virtual codec.CancelKey // what the client was given
+	control *controller     // of the server the backend runs on; nil: no control role
+	start   string          // backend_start learned at login; "" where ports identify backends
 
 	// Any goroutine.
-	gate       atomic.Uint32               // Reason that closed the gate; 0 while it is open
-	indexed    indexEntry                  // guarded by the index
-	fact       atomic.Pointer[revoke.Fact] // that closed the gate
-	activity   atomic.Uint32               // see activity.go
-	lastActive atomic.Int64                // ns since engine start of the last change of activity
-	released   atomic.Bool                 // what it counted against has been given back
-	opened     atomic.Int32                // sides that a loop has opened
+	lastActive atomic.Int64  // ns since engine start of the last change of activity
+	activity   atomic.Uint32 // see activity.go
+	opened     atomic.Int32  // sides that a loop has opened
+	released   atomic.Bool   // what it counted against has been given back
+	indexed    indexEntry    // guarded by the index
+
+	// Written by the login goroutine like those above.
+	admitted      bool            // counts against the limits
+	authenticated bool            // AuthenticationOk was seen
+	authSeq       revoke.Position // journal position applied when the login began
 
 	// wmu is held during every write of a login. Taking it once after closing the gate proves that no write is
 	// under way. It is never taken by a loop.
-	wmu sync.Mutex
+	wmu    sync.Mutex
+	result *revoke.SessionReceipt // guarded by mu; nil until the session is described
 
-	// mu guards what follows. Never held across I/O.
-	mu          sync.Mutex
+	// The gate is read by any goroutine. mu guards what stands behind it, and is never held across I/O.
+	gate        atomic.Uint32 // Reason that closed the gate; 0 while it is open
 	state       sessionState
-	backendPort int        // our own port towards the backend, known from the dial on; 0 on unix sockets
+	stage       progress
+	backendPort uint16                      // our own port towards the backend, known from the dial on; 0 on unix sockets
+	fact        atomic.Pointer[revoke.Fact] // that closed the gate; any goroutine
+	mu          sync.Mutex
+	orders      []*order   // revocations that wait for this session; the array is never written to
+	loop        *loop      // written by the login before it enrolls the session, immutable afterwards
 	conns       []net.Conn // sockets of a login, whose deadlines a cut pulls to the past
 	interrupt   func()     // ends whatever else a login waits for
-	orders      []*order   // revocations that wait for this session
-	stage       progress
-	result      revoke.SessionReceipt
 
 	// Owned by the loop once enrolled; by the login goroutine before.
-	loop        *loop
 	front, back side
-	reason      Reason // first reason wins
-	detail      string // for log and audit, never for the client
-	timerIndex  int    // in loop.timers, -1 when not armed
-	due         int64  // ns since engine start
-	closing     Reason // draining or too old: end for this reason at the next sync point
 	bytesIn     int64
 	bytesOut    int64
-	evidence    evidence
-	witness     bool  // the backend's words are evidence only
-	clientWhole bool  // the client's stream stood at a message boundary when that began
-	terminated  bool  // the client sent Terminate
-	lastBackend byte  // type of the newest message of the backend
-	isCut       bool  // the loop has carried out the cut
-	cutOpen     bool  // a socket was still open then: the session had not ended by itself
-	frozen      bool  // nothing passes until a thaw; see frozen.go
-	mayLock     bool  // frozen inside a transaction, as far as is known
-	frozenAt    int64 // ns since engine start
-	done        bool  // both sockets are gone
+	reason      Reason    // first reason wins
+	closing     Reason    // draining or too old: end for this reason at the next sync point
+	lastBackend byte      // type of the newest message of the backend
+	terminated  bool      // the client sent Terminate
+	witness     bool      // the backend's words are evidence only
+	clientWhole bool      // the client's stream stood at a message boundary when that began
+	isCut       bool      // the loop has carried out the cut
+	cutOpen     bool      // a socket was still open then: the session had not ended by itself
+	frozen      bool      // nothing passes until a thaw; see frozen.go
+	mayLock     bool      // frozen inside a transaction, as far as is known
+	done        bool      // both sockets are gone
+	timerIndex  int32     // in loop.timers, -1 when not armed
+	due         int64     // ns since engine start
+	frozenAt    int64     // ns since engine start
+	detail      string    // for log and audit, never for the client
+	evidence    *evidence // nil until the session bears witness
 	target      *target
-	awaitUntil  int64   // ns since engine start; bounds awaiting
 	awaiting    *target // backend seen gone; the end of its stream is still to come
+	awaitUntil  int64   // ns since engine start; bounds awaiting
 }
 
 // now is the engine's monotonic clock in ns.
@@ -161,7 +166,11 @@ func (s *session) cut(r Reason, f *revoke.Fact, o *order) sessionState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closeGateLocked(r, f)
-	s.orders = append(s.orders, o)
+	if s.orders == nil {
+		s.orders = o.alone[:] // one array for all sessions that have no other order
+	} else {
+		s.orders = append(s.orders[:len(s.orders):len(s.orders)], o)
+	}
 	o.add(s, s.stage)
 	if s.state == stLogin {
 		s.interruptLocked()
@@ -224,7 +233,7 @@ func (s *session) advanceLocked(to progress) {
 func (s *session) conclude(edit func(*revoke.SessionReceipt)) {
 	s.mu.Lock()
 	if edit != nil {
-		edit(&s.result)
+		edit(s.resultLocked())
 	}
 	s.advanceLocked(prVerified)
 	s.mu.Unlock()
@@ -235,12 +244,23 @@ func (s *session) conclude(edit func(*revoke.SessionReceipt)) {
 func (s *session) receipt() revoke.SessionReceipt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.result == nil {
+		return revoke.SessionReceipt{}
+	}
+	return *s.result
+}
+
+// resultLocked makes room for evidence: 272 bytes that a session does without until it is killed.
+func (s *session) resultLocked() *revoke.SessionReceipt {
+	if s.result == nil {
+		s.result = new(revoke.SessionReceipt)
+	}
 	return s.result
 }
 
 // describe fills what a receipt says about the session itself, once, when it is cut.
 func (s *session) describeLocked(state string) {
-	r := &s.result
+	r := s.resultLocked()
 	if r.ID != "" {
 		return
 	}

@@ -42,13 +42,13 @@ type side struct {
 	phase   sidePhase
 	paused  pauseSet
 	watched bool // the engine's drainWatch looks out for its socket
+	heldLen uint8
 	scan    codec.Scanner
+	unsent  int32     // bytes that were buffered for this side when it was cut, not much over highMarkBytes; they must never move
 	conn    gnet.Conn // nil while not open
 	ahead   []byte    // read and not passed on yet, during the login or while frozen; relayed first
 	held    [8]byte   // the first heldLen bytes of a message that cannot be judged yet
-	heldLen uint8
-	until   int64 // ns since engine start; how long this side may still take to close; 0: no limit
-	unsent  int   // bytes that were buffered for this side when it was cut; they must never move
+	until   int64     // ns since engine start; how long this side may still take to close; 0: no limit
 }
 
 func (sd *side) init(s *session, isFront bool) {

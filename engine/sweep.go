@@ -90,7 +90,7 @@ func (e *Engine) Claims(roles []string) []revoke.Claim {
 func (s *session) claim() (c revoke.Claim, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.Port = s.backendPort
+	c.Port = int(s.backendPort)
 	if s.state != stLogin {
 		c.PID = s.key.PID
 		if s.control != nil {
@@ -106,7 +106,7 @@ func (s *session) claim() (c revoke.Claim, ok bool) {
 func (s *session) noteBackendPort(port int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.backendPort = port
+	s.backendPort = uint16(port)
 }
 
 // serving finds the controller of a server that this node has announced.

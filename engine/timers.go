@@ -12,12 +12,12 @@ func (h timerHeap) Len() int           { return len(h) }
 func (h timerHeap) Less(i, j int) bool { return h[i].due < h[j].due }
 func (h timerHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].timerIndex, h[j].timerIndex = i, j
+	h[i].timerIndex, h[j].timerIndex = int32(i), int32(j)
 }
 
 func (h *timerHeap) Push(x any) {
 	s := x.(*session)
-	s.timerIndex = len(*h)
+	s.timerIndex = int32(len(*h))
 	*h = append(*h, s)
 }
 
@@ -35,14 +35,14 @@ func (s *session) rearm() {
 	due := s.nextDue()
 	switch {
 	case due == 0 && s.timerIndex >= 0:
-		heap.Remove(&s.loop.timers, s.timerIndex)
+		heap.Remove(&s.loop.timers, int(s.timerIndex))
 	case due == 0:
 	case s.timerIndex < 0:
 		s.due = due
 		heap.Push(&s.loop.timers, s)
 	case due != s.due:
 		s.due = due
-		heap.Fix(&s.loop.timers, s.timerIndex)
+		heap.Fix(&s.loop.timers, int(s.timerIndex))
 	}
 	if due > 0 {
 		s.loop.wakeAt(due)
