@@ -39,6 +39,7 @@ var scenarios = map[string]scenario{
 	"cut":      {"P6", "one person after the other revoked among many: published to gate closed, and every step of the way", cutFlags},
 	"mass":     {"P7", "a person with many sessions in one process: all gates, all sockets, and what bystanders notice", massFlags},
 	"fleet":    {"P8", "people with a session on each node of a large fleet: published to gates closed, and to all receipts", fleetFlags},
+	"growth":   {"P10", "what a revocation costs among 1,000 to 1,000,000 sessions in memory, and what a session weighs there", growthFlags},
 	"verified": {"P9", "a running statement of a person who is revoked, in front of a real Postgres: published to backend seen gone", verifiedFlags},
 }
 
