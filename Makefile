@@ -19,7 +19,8 @@ TESTFLAGS ?=
 SCENARIO ?= relay
 
 # golangci-lint would compile about 240 modules, minutes on two cores, to run mostly what these three run. staticcheck is
-# pinned in tools/go.mod, which keeps its dependencies out of ours; staticcheck.conf lists its rules with reasons.
+# pinned in tools/go.mod, which keeps its dependencies out of ours; staticcheck.conf lists its rules with reasons. benchstat
+# is pinned there too.
 STATICCHECK := $(GO) tool -modfile=tools/go.mod staticcheck
 
 .PHONY: help
@@ -99,6 +100,15 @@ bench-deps: ## install what the benchmarks compare with: PgBouncer and HAProxy, 
 bench: ## run one benchmark: SCENARIO=relay
 	@tools/need.sh postgres
 	$(GO) run ./bench $(SCENARIO)
+
+BASE ?=
+BENCH ?= .
+BENCHCOUNT ?= 6
+BENCHTIME ?= 200ms
+BENCHPKG ?= ./codec ./revoke ./engine
+.PHONY: benchstat
+benchstat: ## compare the Go benchmarks of this tree with those of BASE (default: where it left origin/main, or HEAD)
+	@GO='$(GO)' tools/benchstat.sh '$(BASE)' '$(BENCH)' $(BENCHCOUNT) $(BENCHTIME) $(BENCHPKG)
 
 .PHONY: clean
 clean: ## remove what was built
