@@ -22,7 +22,7 @@ var allocated any
 // No test runs beside this one, so every allocation of the process is counted, whichever goroutine makes it. The race
 // detector adds none on this path.
 func TestTheRelayPathAllocatesNothing(t *testing.T) {
-	const times = 3000
+	const times = 2000
 	for _, x := range exchanges() {
 		t.Run(x.name, func(t *testing.T) {
 			n, a := startAsker(t, x)
@@ -44,8 +44,9 @@ func TestTheRelayPathAllocatesNothing(t *testing.T) {
 				runtime.ReadMemStats(&after)
 				return after.Mallocs - before.Mallocs
 			}
-			// The runtime itself may do something in between; one allocation per exchange would be as many as there are.
-			if got := ask(); got > times/100 {
+			// The runtime, or what an earlier test has left to be ended, may do something in between, and not three times
+			// in a row; one allocation per exchange would be as many as there are.
+			if got := min(ask(), ask(), ask()); got > times/100 {
 				t.Errorf("%d exchanges made %d allocations", times, got)
 			}
 			n.onLoop(n.loops[0], func() { testRelayHook = func(*session) { allocated = new([64]byte) } })
