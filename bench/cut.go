@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"pgedge/bench/load"
 	"pgedge/internal/fleet"
@@ -49,6 +53,15 @@ func runCut(ctx context.Context, r *run, sessions, count int) error {
 		return err
 	}
 	defer held.Close()
+	r.say("measuring NATS alone")
+	bare, err := crowd.floor(ctx, count, false)
+	if err != nil {
+		return err
+	}
+	stored, err := crowd.floor(ctx, count, true)
+	if err != nil {
+		return err
+	}
 	var seen stages
 	began := make(map[string]time.Time)
 	for i := range count {
@@ -73,11 +86,15 @@ func runCut(ctx context.Context, r *run, sessions, count int) error {
 	kase := fmt.Sprintf("one of %d", sessions)
 	seen.report(r, kase)
 	r.distribution(kase, "published to end of the client's socket", told)
+	r.distribution("NATS alone", "published to received", bare)
+	r.distribution("NATS alone, stored", "published to received", stored)
 	if err := crowd.check(); err != nil {
 		return err
 	}
 	r.goal("P6", "one session: published to gate closed, p50", 0.3, "<=", quantile(seen.cut, 0.5), "ms")
 	r.goal("P6", "one session: published to gate closed, p99", 1, "<=", quantile(seen.cut, 0.99), "ms")
+	r.note("NATS alone: messages of the same publisher through the same server to a subscriber that does nothing; stored: of a subject that a stream " +
+		"keeps, as it keeps facts. So much of every revocation is not pgedge's")
 	crowd.remark(r, sessions, "15,000 sessions in one process")
 	return nil
 }
@@ -122,6 +139,55 @@ func (c *crowd) stop() {
 	if err := c.fleet.Stop(); err != nil {
 		c.r.say("%v", err)
 	}
+}
+
+// floor measures how long messages take that nobody but a second connection of this process listens to, in ms: what NATS,
+// the kernel and the scheduler need in any case. They are paced like revocations. stored says that a stream keeps them, as
+// the journal keeps facts.
+func (c *crowd) floor(ctx context.Context, count int, stored bool) ([]float64, error) {
+	subject := "bench.floor"
+	nc, err := c.fleet.NATS.Connect()
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	if stored {
+		subject = "bench.stored"
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "BENCH", Subjects: []string{subject}, MaxMsgsPerSubject: 1}); err != nil {
+			return nil, err
+		}
+		defer js.DeleteStream(context.WithoutCancel(ctx), "BENCH")
+	}
+	heard := make(chan time.Time, 1)
+	if _, err := nc.Subscribe(subject, func(*nats.Msg) { heard <- time.Now() }); err != nil {
+		return nil, err
+	}
+	if err := nc.FlushTimeout(5 * time.Second); err != nil {
+		return nil, err
+	}
+	var took []float64
+	for range count {
+		if err := c.r.sleep(ctx, rand.N(cutPause)); err != nil {
+			return nil, err
+		}
+		began := time.Now()
+		if err := c.witness.nc.Publish(subject, nil); err != nil {
+			return nil, err
+		}
+		select {
+		case at := <-heard:
+			took = append(took, float64(at.Sub(began).Nanoseconds())/1e6)
+		case <-time.After(10 * time.Second):
+			return nil, errors.New("a NATS message was lost")
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return took, nil
 }
 
 // open logs people in, round robin over the nodes.
