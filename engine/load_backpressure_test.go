@@ -238,7 +238,7 @@ func TestAKillOfACopyThatTheBackendDoesNotTakeIsVerified(t *testing.T) {
 	raw.Query("COPY load_copy_killed FROM STDIN")
 	pgtest.WaitFor[*pgproto3.CopyInResponse](raw)
 	sent := make(chan error, 1)
-	go func() { sent <- loadCopyIn(raw.Conn(), loadRows) }()
+	go func() { sent <- loadCopyIn(raw.Conn(), 20*loadRows) }()
 	n.stalled()
 	n.verified(n.apply(revoke.VerbKill, revoke.ScopePrincipal, "alice"), 1)
 	if err := <-sent; err == nil {
