@@ -24,6 +24,8 @@ type bench struct {
 	dir    string // temporary, "" until something is put there
 	binary string // the pgedge under test, "" until it is built
 	nats   string // the NATS server, "" until it is built
+
+	told func(line string) // hears what runs say, when it is not nil
 }
 
 func (b *bench) close() {
@@ -132,7 +134,11 @@ func (r *run) pick(quick, full int) int {
 
 // say tells on standard error what is going on.
 func (r *run) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "%s: %s\n", r.name, fmt.Sprintf(format, args...))
+	line := fmt.Sprintf(format, args...)
+	fmt.Fprintf(os.Stderr, "%s: %s\n", r.name, line)
+	if r.bench != nil && r.bench.told != nil {
+		r.bench.told(line)
+	}
 }
 
 // cleanup registers what has to be ended after the scenario, also after a failed one. The last comes first.

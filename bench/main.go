@@ -9,11 +9,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -87,7 +89,7 @@ func command(ctx context.Context, args []string) int {
 	}
 	r, err := b.run(ctx, name, args)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench %s: %v\n", name, err)
+		tell(ctx, name, err)
 		return 1
 	}
 	printGoals(os.Stdout, r.report.Goals)
@@ -107,7 +109,7 @@ func (b *bench) all(ctx context.Context, args []string) int {
 		fmt.Fprintf(os.Stderr, "\n== %s (%d of %d): %s\n", name, i+1, len(names), scenarios[name].about)
 		r, err := b.run(ctx, name, args)
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "bench %s: %v\n", name, err)
+			tell(ctx, name, err)
 			failed = append(failed, name)
 			continue
 		}
@@ -119,6 +121,14 @@ func (b *bench) all(ctx context.Context, args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// tell says why a scenario has no result. What breaks because of an interrupt is no news.
+func tell(ctx context.Context, name string, err error) {
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
+	fmt.Fprintf(os.Stderr, "bench %s: %v\n", name, err)
 }
 
 func runOrder() []string {
@@ -138,10 +148,15 @@ func list() {
 	}
 }
 
+// init keeps main on the first thread, which lives as long as the process, until endWithGoRun has used it: the kernel keeps
+// the wish by thread.
+func init() { runtime.LockOSThread() }
+
 // endWithGoRun asks for a SIGTERM when `go run`, which hands on no signal but the terminal's, is ended itself.
 func endWithGoRun() {
 	parent, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", os.Getppid()))
 	if err == nil && strings.TrimSpace(string(parent)) == "go" {
 		unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGTERM), 0, 0, 0)
 	}
+	runtime.UnlockOSThread()
 }
