@@ -17,6 +17,7 @@ TESTTIMEOUT ?= 15m
 PKG ?= ./...
 TESTFLAGS ?=
 SCENARIO ?= relay
+BENCHFLAGS ?=
 
 # golangci-lint would compile about 240 modules, minutes on two cores, to run mostly what these three run. staticcheck is
 # pinned in tools/go.mod, which keeps its dependencies out of ours; staticcheck.conf lists its rules with reasons. benchstat
@@ -97,9 +98,9 @@ bench-deps: ## install what the benchmarks compare with: PgBouncer and HAProxy, 
 	@tools/bench-deps.sh
 
 .PHONY: bench
-bench: ## run one benchmark: SCENARIO=relay
+bench: ## measure beside the peers: SCENARIO=relay, or all; BENCHFLAGS='-quick -profile' (docs/performance.md)
 	@tools/need.sh postgres
-	$(GO) run ./bench $(SCENARIO)
+	$(GO) run ./bench $(SCENARIO) $(BENCHFLAGS)
 
 BASE ?=
 BENCH ?= .
