@@ -98,7 +98,33 @@ func (c copyWork) run(ctx context.Context, r *run) error {
 		}
 	}
 	c.goals(r)
+	if r.profile == "" {
+		return nil
+	}
+	for _, t := range targets[1:] {
+		if err := c.profile(ctx, r, t); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// profile copies out some more times, untimed, and says where a proxy spends its time and how often it calls the kernel.
+func (c copyWork) profile(ctx context.Context, r *run, t *target) error {
+	out := func(rows int) error {
+		conn, err := dialCopy(ctx, t)
+		if err != nil {
+			return err
+		}
+		defer conn.close()
+		return conn.copyOut(copyWork{width: c.width, rows: rows}, nil)
+	}
+	if err := profileCPU(ctx, r, t, "COPY out", func() error { return out(c.rows) }); err != nil {
+		return err
+	}
+	const perMB = 1_000_000
+	short := 10 * perMB / c.rowBytes()
+	return countCalls(ctx, r, t, "system calls per MB (of runs that are not timed)", "COPY out", float64(c.rowBytes())/perMB, short, c.rows/3, out)
 }
 
 func last(r *run, t *target, way string) float64 {
@@ -118,7 +144,7 @@ func (c copyWork) goals(r *run) {
 	r.goal("P3", "memory for a client that does not read", sleepingGrowthMiB, "<=", r.median("copy", "sleeping client", subject, "memory growth"), "MiB")
 	r.bars("copy", "throughput")
 	r.bars("copy", "cpu")
-	r.note("Client, proxy and server share %d cores, and the server has a part of its own to do: where CPU per GB of a proxy differs and throughput does not, the server is what is measured, most of all by COPY in.", r.report.Cores)
+	r.note("client, proxy and server share %d cores: where CPU per GB of a proxy differs and throughput does not, the server is what is measured, most of all by COPY in", r.report.Cores)
 }
 
 // once copies everything in one direction. Login is not part of what is measured.

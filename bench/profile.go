@@ -19,45 +19,59 @@ import (
 	"time"
 )
 
-// profileLoad runs a load twice more through every proxy, for its profile and for its system calls. Both slow a process
-// down, so nothing of these runs is timed.
+// profileLoad runs a load a few times more through every proxy, for its profile and for its system calls. Both slow a
+// process down, so nothing of these runs is timed.
 func profileLoad(ctx context.Context, r *run, pgbench string, targets []*target, l workload) error {
 	for _, t := range targets {
 		if t.proc == nil {
 			continue
 		}
-		if err := profileCPU(ctx, r, pgbench, t, l); err != nil {
+		// perf takes a while to attach, so more than its length is left out at both ends.
+		interval := time.Duration(r.pick(2, 5)) * time.Second
+		_, err := measure(ctx, r, pgbench, t, l, 2*time.Second, interval, func(ctx context.Context) error {
+			return profileCPU(ctx, r, t, l.name, func() error { return r.sleep(ctx, interval) })
+		})
+		if err != nil {
 			return fmt.Errorf("cannot profile %s: %w", t.name, err)
 		}
-		if err := countCalls(ctx, r, pgbench, t, l); err != nil {
+		const table = "system calls per transaction (of runs that are not timed)"
+		err = countCalls(ctx, r, t, table, l.name, 1, 4000, r.pick(20000, 60000), func(transactions int) error {
+			each := transactions / l.clients
+			out, err := pgbenchCommand(ctx, pgbench, t, append(l.args(), "-t", strconv.Itoa(each))...).CombinedOutput()
+			if said := countLine.FindSubmatch(out); err == nil && (said == nil || string(said[1]) != strconv.Itoa(each*l.clients)) {
+				err = errors.New("transactions are missing")
+			}
+			if err != nil {
+				return fmt.Errorf("%w\n%s", err, out)
+			}
+			return nil
+		})
+		if err != nil {
 			return fmt.Errorf("cannot count the system calls of %s: %w", t.name, err)
 		}
 	}
 	return nil
 }
 
-// profileCPU keeps what `perf report` says of some seconds in the middle of a load.
-func profileCPU(ctx context.Context, r *run, pgbench string, t *target, l workload) error {
+// profileCPU keeps what `perf report` says of a process while work runs.
+func profileCPU(ctx context.Context, r *run, t *target, kase string, work func() error) error {
 	perf, err := exec.LookPath("perf")
 	if err != nil {
 		r.note("perf is not installed: no profile of %s", t.name)
-		return nil
+		return work()
 	}
-	r.say("profile of %s, %s ...", t.name, l.name)
+	r.say("profile of %s, %s ...", t.name, kase)
 	data := filepath.Join(r.dir, "perf.data")
-	interval := time.Duration(r.pick(2, 5)) * time.Second
-	// perf takes a while to attach and to write, which is why more than its length is left out at both ends.
-	_, err = measure(ctx, r, pgbench, t, l, 2*time.Second, interval, func(ctx context.Context) error {
-		// 997 Hz is prime, so that it does not beat with timers. cpu-clock needs no performance counters.
-		cmd := exec.CommandContext(ctx, perf, "record", "-q", "-e", "cpu-clock", "-F", "997", "-g", "-p", strconv.Itoa(t.proc.pid()), "-o", data,
-			"--", "sleep", strconv.Itoa(int(interval.Seconds())))
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if msg, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("perf record: %w\n%s", err, msg)
-		}
-		return nil
-	})
+	// 997 Hz is prime, so that it does not beat with timers. cpu-clock needs no performance counters.
+	c := &callCounter{file: filepath.Join(r.dir, "perf.log")}
+	c.p, err = startChild(exec.Command(perf, "record", "-e", "cpu-clock", "-F", "997", "-g", "-p", strconv.Itoa(t.proc.pid()), "-o", data), c.file, "")
 	if err != nil {
+		return err
+	}
+	if err := c.await(ctx, func() bool { return perfEvents(c.p.pid()) }); err != nil {
+		return err
+	}
+	if err := c.end(work()); err != nil {
 		return err
 	}
 	var out []byte
@@ -68,14 +82,14 @@ func profileCPU(ctx context.Context, r *run, pgbench string, t *target, l worklo
 		}
 		out = append(out, text...)
 	}
-	return os.WriteFile(filepath.Join(r.profile, fmt.Sprintf("%s-%s-%s.perf.txt", r.name, slug(l.name), t.name)), out, 0o644)
+	return os.WriteFile(filepath.Join(r.profile, fmt.Sprintf("%s-%s-%s.perf.txt", r.name, slug(kase), t.name)), out, 0o644)
 }
 
-// countCalls counts a proxy's system calls by name over two runs of different length. What the longer one has more is per
-// transaction, without logins and without what happens while the counter attaches.
-func countCalls(ctx context.Context, r *run, pgbench string, t *target, l workload) error {
-	r.say("system calls of %s, %s ...", t.name, l.name)
-	short, long := 4000/l.clients, r.pick(20000, 60000)/l.clients
+// countCalls counts a proxy's system calls by name over two runs of different length. What the longer one has more is
+// divided by how much longer it is, in units of which one thing is so many: without logins and without what happens while
+// the counter attaches.
+func countCalls(ctx context.Context, r *run, t *target, table, kase string, units float64, short, long int, work func(things int) error) error {
+	r.say("system calls of %s, %s ...", t.name, kase)
 	var calls [2]map[string]int64
 	for i, n := range []int{short, long} {
 		c, err := startCallCounter(ctx, r, t.proc)
@@ -86,41 +100,32 @@ func countCalls(ctx context.Context, r *run, pgbench string, t *target, l worklo
 			r.note("neither perf (as root) nor strace can count system calls here")
 			return nil
 		}
-		args := append(l.args(), "-t", strconv.Itoa(n))
-		out, err := pgbenchCommand(ctx, pgbench, t, args...).CombinedOutput()
-		if err == nil {
-			if said := countLine.FindSubmatch(out); said == nil || string(said[1]) != strconv.Itoa(n*l.clients) {
-				err = errors.New("transactions are missing")
-			}
-		}
-		calls[i], err = c.stop(err)
-		if err != nil {
-			return fmt.Errorf("%w\n%s", err, out)
+		if calls[i], err = c.stop(work(n)); err != nil {
+			return err
 		}
 	}
-	more := float64((long - short) * l.clients)
-	const table = "system calls per transaction (of runs that are not timed)"
+	more := float64(long-short) * units
 	total := 0.0
 	for name, n := range calls[1] {
 		calls[1][name] = n - calls[0][name]
 		total += float64(calls[1][name]) / more
 	}
-	r.sample(table, l.name, t.name, "all", "", total)
+	r.sample(table, kase, t.name, "all", "", total)
 	for _, name := range slices.SortedFunc(maps.Keys(calls[1]), func(a, b string) int { return cmp.Compare(calls[1][b], calls[1][a]) }) {
 		if each := float64(calls[1][name]) / more; each >= 0.005 { // less is timers and noise
-			r.sample(table, l.name, t.name, name, "", each)
+			r.sample(table, kase, t.name, name, "", each)
 		}
 	}
 	return nil
 }
 
-// callCounter is perf or strace at work.
+// callCounter is perf or strace at work on a process.
 type callCounter struct {
 	p    *process
 	file string
 	line *regexp.Regexp // of its table: name and calls, in this order
 	name int            // the group with the name
-	n    int            // the group with the number
+	n    int            // the group with the number; a profile has no table
 }
 
 var (
@@ -183,8 +188,8 @@ func (c *callCounter) await(ctx context.Context, attached func() bool) error {
 	return nil
 }
 
-// stop ends the counting and returns the calls by name. err is what has gone wrong meanwhile.
-func (c *callCounter) stop(err error) (map[string]int64, error) {
+// end ends the tracer as an interrupt would, so that it writes what it has. err is what has gone wrong meanwhile.
+func (c *callCounter) end(err error) error {
 	c.p.cmd.Process.Signal(syscall.SIGINT)
 	select {
 	case <-c.p.done:
@@ -192,7 +197,12 @@ func (c *callCounter) stop(err error) (map[string]int64, error) {
 		err = errors.Join(err, fmt.Errorf("%s does not end", c.p.cmd.Path))
 	}
 	c.p.stop()
-	if err != nil {
+	return err
+}
+
+// stop ends the counting and returns the calls by name.
+func (c *callCounter) stop(err error) (map[string]int64, error) {
+	if err := c.end(err); err != nil {
 		return nil, err
 	}
 	f, err := os.Open(c.file)

@@ -63,8 +63,8 @@ func runRelay(ctx context.Context, r *run, row string, loads []workload) error {
 		}
 	}
 	r.bars(r.name, "cpu")
-	r.note("CPU, transactions and context switches are those of an interval in which all clients were connected: no login is in them.")
-	r.note("Latency by percentile and \"p99 corrected\" are corrected for coordinated omission, at the average pace of a client; \"p99\" is of the transactions alone, so a client that is starved hardly shows in it. With a rate both count from when a transaction was due.")
+	r.note("CPU, transactions and context switches are those of an interval in which all clients were connected: no login is in them")
+	r.note("latency by percentile and \"p99 corrected\" are corrected for coordinated omission, at the average pace of a client; \"p99\" is of the transactions alone, so a client that is starved hardly shows in it; with a rate both count from when a transaction was due")
 	return nil
 }
 

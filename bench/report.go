@@ -141,6 +141,9 @@ func (p *report) begin(r *run, fs *flag.FlagSet) {
 func (p *report) end() {
 	p.Seconds = math.Round(time.Since(p.Date).Seconds())
 	p.LoadAfter = loadAverage()
+	if before, err := strconv.ParseFloat(strings.Fields(p.LoadBefore)[0], 64); err == nil && before > 1 {
+		p.Notes = append(p.Notes, fmt.Sprintf("the machine was busy already (load %.1f): nothing here is fit to be quoted", before))
+	}
 	for _, s := range p.Samples {
 		s.Median, s.Min, s.Max = number(median(s.Values)), number(slices.Min(s.Values)), number(slices.Max(s.Values))
 	}
