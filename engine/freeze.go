@@ -99,11 +99,11 @@ func (l *loop) thaw() {
 			batch = append(batch, s)
 		}
 	}
-	l.chunked(batch, func(chunk []*session) {
+	l.chunked(cutStep{batch, func(chunk []*session) {
 		if l.eng.lease.Load() == leaseHeld {
 			l.each(chunk, (*session).thaw)
 		}
-	})
+	}, 0})
 }
 
 // drop cuts all sessions that began before the node gave up, those included that are ending but still have a backend, and

@@ -181,9 +181,7 @@ func (c *controller) verify(ctx context.Context) time.Duration {
 		still = c.verifying
 	}
 	c.outcomes(ctx, gone)
-	for _, t := range gone {
-		t.settle("gone", true, "")
-	}
+	settleGone(gone)
 	c.verifying = nil
 	for _, t := range still {
 		if time.Now().After(t.deadline) {

@@ -42,6 +42,7 @@ type side struct {
 	phase   sidePhase
 	paused  pauseSet
 	watched bool // the engine's drainWatch looks out for its socket
+	deaf    bool // the loop does not watch its socket for input
 	heldLen uint8
 	scan    codec.Scanner
 	unsent  int32     // bytes that were buffered for this side when it was cut, not much over highMarkBytes; they must never move
@@ -137,7 +138,16 @@ func (sd *side) arm() {
 		ev = unix.EPOLLIN | unix.EPOLLPRI
 	case phCut, phClosed:
 	}
+	sd.deaf = ev&unix.EPOLLIN == 0
 	sd.s.loop.setInterest(sd.conn.Fd(), ev)
+}
+
+// listen sees to it that the socket is read in a phase that drops what comes. A socket that is watched already, which is
+// the rule, costs no system call.
+func (sd *side) listen() {
+	if sd.deaf {
+		sd.arm()
+	}
 }
 
 // drop closes the socket without writing anything that is still buffered: gnet's close would flush it. The peer
@@ -180,7 +190,7 @@ func (sd *side) finish() {
 	default:
 		sd.phase = phDrain
 		unix.Shutdown(sd.conn.Fd(), unix.SHUT_WR)
-		sd.arm()
+		sd.listen()
 		if sd.isFront {
 			sd.linger(lingerTime)
 		} else {

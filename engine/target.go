@@ -51,6 +51,28 @@ func (t *target) settle(backend string, verified bool, why string) {
 	s.loop.post(func() { s.backendSettled(t) })
 }
 
+// settleGone settles backends that were seen gone, those of a loop together: a task for each would keep the loop from its
+// sockets until all are done.
+func settleGone(gone []*target) {
+	byLoop := make(map[*loop][]*session)
+	for _, t := range gone {
+		if t.s.loop == nil {
+			t.settle("gone", true, "")
+			continue
+		}
+		t.backend, t.verified = "gone", true
+		byLoop[t.s.loop] = append(byLoop[t.s.loop], t.s)
+	}
+	for l, sessions := range byLoop {
+		l.post(func() { l.chunked(cutStep{sessions, l.settled, 0}) })
+	}
+}
+
+// settled takes sessions whose target is settled. A session that is on a loop has one target in its life.
+func (l *loop) settled(batch []*session) {
+	l.each(batch, func(s *session) { s.backendSettled(s.target) })
+}
+
 // conclude writes the session's final line of evidence.
 func (t *target) conclude(ev evidence) {
 	if t.backend == "timeout" {
