@@ -55,29 +55,38 @@ type run struct {
 	profile         string // where profiles go, "" when none are wanted; what is there at the end of a good run is kept
 	dir             string // temporary, mode 0755, removed at the end
 
-	bench  *bench
-	out    string
-	asked  string // -pgedge
-	onEnd  []func() error
-	report report
+	bench    *bench
+	flags    *flag.FlagSet
+	do       func(context.Context, *run) error
+	out      string
+	asked    string // -pgedge
+	profiled bool   // -profile
+	onEnd    []func() error
+	report   report
 }
 
-// run runs a scenario and prints and writes its report. After an error there is nothing to print and no file.
-func (b *bench) run(ctx context.Context, name string, args []string) (_ *run, err error) {
+// errUsage is wrong usage, which has been explained already.
+var errUsage = errors.New("wrong usage")
+
+// parse reads the command line of a scenario and does nothing else. The error is errUsage or flag.ErrHelp.
+func (b *bench) parse(name string, args []string) (*run, error) {
 	r := &run{name: name, bench: b}
-	fs := flag.NewFlagSet(name, flag.ExitOnError)
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.BoolVar(&r.quick, "quick", false, "the shortest run that measures something, to see that everything works")
 	fs.IntVar(&r.rounds, "rounds", 0, "rounds; the targets alternate within each (default 5, with -quick 2)")
 	fs.IntVar(&r.seconds, "seconds", 0, "length of one sample in seconds (default 5, with -quick 2)")
 	fs.StringVar(&r.out, "out", "", "directory for results (default bench/results, with -quick bench/results/quick)")
-	profile := fs.Bool("profile", false, "afterwards, profile the processes and count their system calls, in runs that are not timed")
+	fs.BoolVar(&r.profiled, "profile", false, "afterwards, profile the processes and count their system calls, in runs that are not timed")
 	fs.StringVar(&r.asked, "pgedge", "", "binary to measure (default: built from this checkout)")
-	scenarioRun := scenarios[name].flags(fs)
-	if err := fs.Parse(args); err != nil {
+	r.flags, r.do = fs, scenarios[name].flags(fs)
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil, err
+	} else if err != nil {
+		return nil, errUsage // flag has said what is wrong
 	}
 	if fs.NArg() > 0 {
-		return nil, fmt.Errorf("what is %q?", fs.Arg(0))
+		fmt.Fprintf(fs.Output(), "what is %q?\n", fs.Arg(0))
+		return nil, errUsage
 	}
 	if r.rounds <= 0 {
 		r.rounds = r.pick(2, 5)
@@ -91,6 +100,15 @@ func (b *bench) run(ctx context.Context, name string, args []string) (_ *run, er
 			r.out = filepath.Join(r.out, "quick")
 		}
 	}
+	return r, nil
+}
+
+// run runs a scenario and prints and writes its report. After an error there is nothing to print and no file.
+func (b *bench) run(ctx context.Context, name string, args []string) (_ *run, err error) {
+	r, err := b.parse(name, args)
+	if err != nil {
+		return nil, err
+	}
 	parent, err := b.folder()
 	if err != nil {
 		return nil, err
@@ -102,14 +120,14 @@ func (b *bench) run(ctx context.Context, name string, args []string) (_ *run, er
 	if err := os.Chmod(r.dir, 0o755); err != nil {
 		return nil, err
 	}
-	if *profile {
+	if r.profiled {
 		r.profile = filepath.Join(r.dir, "profile")
 		if err := os.Mkdir(r.profile, 0o755); err != nil {
 			return nil, err
 		}
 	}
-	r.report.begin(r, fs)
-	err = scenarioRun(ctx, r)
+	r.report.begin(r, r.flags)
+	err = r.do(ctx, r)
 	for _, end := range slices.Backward(r.onEnd) {
 		err = errors.Join(err, end())
 	}

@@ -88,7 +88,12 @@ func command(ctx context.Context, args []string) int {
 		return b.all(ctx, args)
 	}
 	r, err := b.run(ctx, name, args)
-	if err != nil {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errUsage):
+		return 2
+	case err != nil:
 		tell(ctx, name, err)
 		return 1
 	}
@@ -101,6 +106,14 @@ func (b *bench) all(ctx context.Context, args []string) int {
 	var goals []goalResult
 	var failed []string
 	names := runOrder()
+	for _, name := range names { // before the first begins: a flag may be one of a single scenario
+		switch _, err := b.parse(name, args); {
+		case errors.Is(err, flag.ErrHelp):
+			return 0
+		case err != nil:
+			return 2
+		}
+	}
 	for i, name := range names {
 		if ctx.Err() != nil {
 			failed = append(failed, names[i:]...)

@@ -134,6 +134,9 @@ func (p *report) begin(r *run, fs *flag.FlagSet) {
 	p.Versions, p.Settings = make(map[string]string), make(map[string]string)
 	fs.VisitAll(func(f *flag.Flag) { p.Settings[f.Name] = f.Value.String() })
 	p.Settings["rounds"], p.Settings["seconds"] = strconv.Itoa(r.rounds), strconv.Itoa(r.seconds)
+	if congestion, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control"); err == nil {
+		p.Versions["TCP congestion control"] = strings.TrimSpace(string(congestion)) // one that paces slows the loopback too
+	}
 	delete(p.Settings, "out") // says where, not what
 	delete(p.Settings, "pgedge")
 }
