@@ -122,9 +122,8 @@ func (c copyWork) profile(ctx context.Context, r *run, t *target) error {
 	if err := profileCPU(ctx, r, t, "COPY out", func() error { return out(c.rows) }); err != nil {
 		return err
 	}
-	const perMB = 1_000_000
-	short := 10 * perMB / c.rowBytes()
-	return countCalls(ctx, r, t, "system calls per MB (of runs that are not timed)", "COPY out", float64(c.rowBytes())/perMB, short, c.rows/3, out)
+	const table = "system calls per MB (of runs that are not timed)"
+	return countCalls(ctx, r, t, table, "COPY out", float64(c.rowBytes())/1e6, c.rows/12, c.rows/3, out)
 }
 
 func last(r *run, t *target, way string) float64 {

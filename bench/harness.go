@@ -270,7 +270,9 @@ func (r *run) goal(row, what string, want float64, cmp string, got float64, unit
 
 // note says what could not be measured, and what a number does not mean.
 func (r *run) note(format string, args ...any) {
-	r.report.Notes = append(r.report.Notes, fmt.Sprintf(format, args...))
+	if text := fmt.Sprintf(format, args...); !slices.Contains(r.report.Notes, text) {
+		r.report.Notes = append(r.report.Notes, text)
+	}
 }
 
 // version names the version of something that was measured or measured with.

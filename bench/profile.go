@@ -112,7 +112,7 @@ func countCalls(ctx context.Context, r *run, t *target, table, kase string, unit
 	}
 	r.sample(table, kase, t.name, "all", "", total)
 	for _, name := range slices.SortedFunc(maps.Keys(calls[1]), func(a, b string) int { return cmp.Compare(calls[1][b], calls[1][a]) }) {
-		if each := float64(calls[1][name]) / more; each >= 0.005 { // less is timers and noise
+		if each := float64(calls[1][name]) / more; each >= total/100 { // less is timers and noise
 			r.sample(table, kase, t.name, name, "", each)
 		}
 	}
@@ -147,9 +147,10 @@ func startCallCounter(ctx context.Context, r *run, of *process) (*callCounter, e
 		return c, c.await(ctx, func() bool { return perfEvents(c.p.pid()) })
 	}
 	if strace, err := exec.LookPath("strace"); err == nil {
+		r.note("system calls were counted by strace, which slows a process down so much that it finds more to do in each")
 		log := filepath.Join(r.dir, "strace.log")
 		c := &callCounter{file: file, line: straceCalls, name: 2, n: 1}
-		c.p, err = startChild(exec.Command(strace, "-f", "-c", "-U", "time,total-time,avg-time,calls,errors,name", "-p", pid, "-o", file), log, "")
+		c.p, err = startChild(exec.Command(strace, "-f", "-c", "-p", pid, "-o", file), log, "")
 		if err != nil {
 			return nil, err
 		}
