@@ -81,7 +81,7 @@ func TestAFrozenCopyOutPassesNothingAndGoesOnWhole(t *testing.T) {
 					close(c.begin)
 					waitOnLoop(t, s, func() bool { return s.bytesOut > 16<<20 })
 				} else {
-					waitOnLoop(t, s, func() bool { return s.back.paused != 0 && s.front.buffered() > highMarkBytes })
+					waitOnLoop(t, s, func() bool { return s.back.paused != 0 && s.front.buffered() > lowMarkBytes })
 				}
 				for range 3 {
 					n.lose()
@@ -167,7 +167,7 @@ func TestAFrozenCopyInPassesNothingAndGoesOnWhole(t *testing.T) {
 				if reads {
 					waitOnLoop(t, s, func() bool { return s.bytesIn > 8<<20 })
 				} else {
-					waitOnLoop(t, s, func() bool { return s.front.paused != 0 && s.back.buffered() > highMarkBytes })
+					waitOnLoop(t, s, func() bool { return s.front.paused != 0 && s.back.buffered() > lowMarkBytes })
 				}
 				n.lose()
 				at := s.moved()
@@ -267,7 +267,7 @@ func TestAClientThatLeavesAfterTheLeaseHasEndedGetsNothingThatWasBuffered(t *tes
 	conn.SetDeadline(time.Now().Add(3 * patience))
 	s := n.only("alice")
 	r.Query(loadCopyOut(200))
-	waitOnLoop(t, s, func() bool { return s.back.paused != 0 && s.front.buffered() > highMarkBytes })
+	waitOnLoop(t, s, func() bool { return s.back.paused != 0 && s.front.buffered() > lowMarkBytes })
 	release := n.holdLoops()
 	handed := s.bytesOut - int64(s.front.buffered()) // the loop stands still
 	if _, err := io.CopyN(io.Discard, conn, handed); err != nil {

@@ -321,7 +321,7 @@ func TestACutOfAFrozenSessionIsAnyCut(t *testing.T) {
 		full := n.raw(role)
 		s := n.only(role)
 		full.Query(bigCopy)
-		waitOnLoop(t, s, func() bool { return s.back.paused != 0 && s.front.buffered() > highMarkBytes })
+		waitOnLoop(t, s, func() bool { return s.back.paused != 0 && s.front.buffered() > lowMarkBytes })
 		idle, open := n.raw(role), n.raw(role)
 		open.Query("BEGIN; INSERT INTO " + table + " VALUES ('open')")
 		pgtest.WaitFor[*pgproto3.ReadyForQuery](open)
