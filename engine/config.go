@@ -27,7 +27,7 @@ type Config struct {
 
 	VerifyTimeout time.Duration // longest wait for a killed backend to be seen gone; default 10 s
 	Contact       string        // HINT shown to a revoked user; empty: none
-	Loops         int           // gnet event loops; 0: one per processor
+	Loops         int           // gnet event loops; 0: one for each two processors
 
 	Table   *revoke.Table // who may not log in; merged by the cluster
 	Serving func() error  // nil error: logins may be admitted; nil func: always
@@ -164,6 +164,9 @@ func (c *Config) Validate() error {
 		if n < 0 {
 			bad("limits.%s: cannot be negative", name)
 		}
+	}
+	if c.Loops < 0 {
+		bad("loops: cannot be negative")
 	}
 	return errors.Join(errs...)
 }

@@ -3,6 +3,8 @@ package engine
 import (
 	"errors"
 	"io"
+	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +15,9 @@ import (
 // closed is called when a socket is gone, for whatever cause.
 func (sd *side) closed(err error) {
 	s := sd.s
+	if err == nil && sd.fault != 0 {
+		err = os.NewSyscallError("recvfrom", syscall.Errno(sd.fault))
+	}
 	if sd.unsent > 0 {
 		// What was buffered at the cut must still be there. A bare io.EOF says that gnet has thrown it away itself,
 		// since the connection was broken.
@@ -30,6 +35,7 @@ func (sd *side) closed(err error) {
 	if sd.watched {
 		s.eng.drains.forget(sd.conn.Fd(), sd)
 	}
+	s.loop.know(sd.conn.Fd(), nil)
 	sd.conn = nil
 	sd.until = 0
 	sd.phase = phClosed

@@ -22,6 +22,7 @@ func (h *handler) OnOpen(c gnet.Conn) ([]byte, gnet.Action) {
 		return nil, gnet.None
 	}
 	defer h.eng.guard(sd.s)
+	sd.s.loop.woken = sd.s.now()
 	sd.opened(c)
 	return nil, gnet.None
 }
@@ -29,7 +30,11 @@ func (h *handler) OnOpen(c gnet.Conn) ([]byte, gnet.Action) {
 func (h *handler) OnTraffic(c gnet.Conn) gnet.Action {
 	if sd, ok := c.Context().(*side); ok {
 		defer h.eng.guard(sd.s)
+		sd.s.loop.woken = sd.s.now()
 		sd.readable()
+		if c.InboundBuffered() == 0 {
+			sd.s.loop.burst()
+		}
 	}
 	return gnet.None
 }

@@ -13,6 +13,7 @@ func (sd *side) opened(c gnet.Conn) {
 	s := sd.s
 	sd.conn = c
 	s.opened.Add(1)
+	s.loop.know(c.Fd(), sd)
 	sd.paused |= pauseJoining
 	s.eng.metrics.pausedSides.Add(1)
 	sd.arm()
@@ -101,9 +102,6 @@ func (sd *side) readable() {
 // relay moves what has been read to the other side, without a copy: the bytes are written from the buffer they were
 // read into.
 func (s *session) relay(sd *side) {
-	if testRelayHook != nil {
-		testRelayHook(s)
-	}
 	if !s.mayPass() {
 		return
 	}
@@ -111,16 +109,24 @@ func (s *session) relay(sd *side) {
 	if err != nil || len(buf) == 0 {
 		return
 	}
+	s.relayed(sd, buf)
+	if sd.conn != nil {
+		sd.conn.Discard(-1)
+	}
+}
+
+// relayed moves what has been read from a side's socket; the caller has looked at the lease.
+func (s *session) relayed(sd *side, buf []byte) {
+	if testRelayHook != nil {
+		testRelayHook(s)
+	}
 	if !sd.isFront && s.link.tls != nil {
 		s.link.wire.in = buf
 		s.relayTLS()
 		s.keepCiphertext()
-	} else {
-		s.forward(sd, buf)
+		return
 	}
-	if sd.conn != nil {
-		sd.conn.Discard(-1)
-	}
+	s.forward(sd, buf)
 }
 
 // forward scans p, looks at the gate, and writes p to the other side; the caller has looked at the lease. p is modified

@@ -44,6 +44,7 @@ type side struct {
 	watched bool // the engine's drainWatch looks out for its socket
 	deaf    bool // the loop does not watch its socket for input
 	heldLen uint8
+	fault   uint16 // errno with which reading from the socket has failed; 0: none
 	scan    codec.Scanner
 	unsent  int32     // bytes that were buffered for this side when it was cut, not much over highMarkBytes; they must never move
 	conn    gnet.Conn // nil while not open
@@ -110,6 +111,13 @@ func (sd *side) resume(why pauseSet) {
 // error closes the connection, which ends the session.
 func (sd *side) write(p []byte) {
 	before := sd.buffered()
+	if before == 0 {
+		n, _ := transmit(sd.conn.Fd(), p)
+		if n == len(p) {
+			return
+		}
+		p = p[max(n, 0):] // and gnet meets whatever else is the matter
+	}
 	sd.conn.Write(p)
 	if before == 0 && sd.buffered() > 0 {
 		sd.arm() // gnet has armed reading and writing

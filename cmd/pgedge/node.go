@@ -312,6 +312,7 @@ func engineConfig(c *config.Config) (engine.Config, error) {
 		Node: c.Node, Listen: c.Listen, Databases: databases,
 		Limits: engineLimits(c), Timeouts: engineTimeouts(c),
 		VerifyTimeout: c.Cluster.VerifyTimeout, FreezeInTransaction: c.Cluster.FreezeInTransaction, Contact: c.Contact,
+		Loops: c.Loops,
 	}, nil
 }
 

@@ -19,6 +19,8 @@ type Config struct {
 	Admin string
 	// StateDir holds the journal of an embedded NATS, nats-url and the lock. Default: DefaultStateDir.
 	StateDir string
+	// Loops is how many threads relay; 0 is one for each two processors.
+	Loops int
 	// Contact is the HINT a revoked user is shown; "" shows none.
 	Contact string
 

@@ -75,6 +75,7 @@ var rootKeys = []key[Config]{
 	}},
 	textKey("admin", func(c *Config) *string { return &c.Admin }, parseAdmin),
 	textKey("state_dir", func(c *Config) *string { return &c.StateDir }, parsePath),
+	intKey("loops", func(c *Config) *int { return &c.Loops }, 0, maxLoops),
 	textKey("contact", func(c *Config) *string { return &c.Contact }, parseContact),
 
 	laterUnlessEmpty[Config]("proxy_protocol.trusted"),

@@ -18,6 +18,7 @@ func NeedsRestart(old, now *Config) []string {
 	differ("listen", old.Listen, now.Listen)
 	differ("admin", old.Admin, now.Admin)
 	differ("state_dir", old.StateDir, now.StateDir)
+	differ("loops", old.Loops, now.Loops)
 	differ("limits.max_sessions", old.Limits.MaxSessions, now.Limits.MaxSessions)
 	differ("limits.max_logins", old.Limits.MaxLogins, now.Limits.MaxLogins)
 	differ("cluster", old.Cluster, now.Cluster)

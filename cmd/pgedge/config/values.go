@@ -19,6 +19,7 @@ import (
 const (
 	maxSessionsLimit  = 1_000_000
 	maxLoginsLimit    = 100_000
+	maxLoops          = 1024 // as many as gnet takes at most
 	maxTimeout        = 365 * 24 * time.Hour
 	maxListens        = 16
 	maxNATSURLs       = 16
