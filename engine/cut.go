@@ -13,9 +13,10 @@ const (
 	// work for loopback or a network card behind them, about 20 us; 32 of them keep the bystanders of the same loop
 	// waiting for well under a millisecond.
 	cutChunk = 32
-	// maxChunkPause bounds the pause between two chunks, which is as long as the chunk has taken: a loop belongs to its
-	// bystanders for half of the time.
-	maxChunkPause = 5 * time.Millisecond
+	// maxChunkPause bounds the pause between two chunks, which is half as long as the chunk has taken. What the chunk has
+	// caused, such as the ends of the clients' sockets, comes in then too, so that bystanders have about half of a loop. A
+	// chunk takes longer than a millisecond only where the machine is crowded, and then the kernel makes the pauses.
+	maxChunkPause = time.Millisecond
 	// handOverPause is the pause behind each chunk of idle backends that are given to the control connection. What
 	// follows comes back to the loop as events, about 50 us a session, so that 32 of them take less than half of 4 ms.
 	handOverPause = 4 * time.Millisecond
@@ -125,7 +126,7 @@ func (l *loop) paced(st cutStep) bool {
 		})
 		select {
 		case took := <-ran:
-			pause.Reset(max(st.pause, min(took, maxChunkPause)))
+			pause.Reset(max(st.pause, min(took/2, maxChunkPause)))
 		case <-l.eng.stopping:
 			return false
 		}
