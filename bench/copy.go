@@ -78,6 +78,13 @@ func (c copyWork) run(ctx context.Context, r *run) error {
 		return err
 	}
 	defer db.Close(context.Background())
+	// The first ones find a cold server and would be held against the target that happens to be first.
+	r.say("warming up ...")
+	for _, way := range []string{"out", "in"} {
+		if _, _, err := (copyWork{width: c.width, rows: c.rows / 4}).transfer(ctx, db, targets[0], way); err != nil {
+			return fmt.Errorf("COPY %s: %w", way, err)
+		}
+	}
 	for round := range r.rounds {
 		for i := range targets {
 			t := targets[(i+round)%len(targets)]
@@ -146,51 +153,11 @@ func (c copyWork) goals(r *run) {
 	r.note("client, proxy and server share %d cores: where CPU per GB of a proxy differs and throughput does not, the server is what is measured, most of all by COPY in", r.report.Cores)
 }
 
-// once copies everything in one direction. Login is not part of what is measured.
+// once measures a COPY of everything in one direction.
 func (c copyWork) once(ctx context.Context, r *run, db *pgx.Conn, t *target, way string) error {
-	if way == "in" {
-		// Truncated in front of every round: the pages are new each time.
-		if _, err := db.Exec(ctx, "TRUNCATE copied"); err != nil {
-			return err
-		}
-	}
-	conn, err := dialCopy(ctx, t)
+	before, after, err := c.transfer(ctx, db, t, way)
 	if err != nil {
 		return err
-	}
-	defer conn.close()
-	if t.proc != nil {
-		if err := t.proc.forgetPeak(); err != nil {
-			return err
-		}
-	}
-	before, err := t.proc.usage()
-	if err != nil {
-		return err
-	}
-	if way == "out" {
-		err = conn.copyOut(c, nil)
-	} else {
-		err = conn.copyIn(c)
-	}
-	if err != nil {
-		return err
-	}
-	after, err := t.proc.usage()
-	if err != nil {
-		return err
-	}
-	if way == "in" {
-		var rows, bytes int64
-		if err := db.QueryRow(ctx, "SELECT count(*), coalesce(sum(length(x)), 0) FROM copied").Scan(&rows, &bytes); err != nil {
-			return err
-		}
-		if rows != int64(c.rows) || bytes != int64(c.rows)*int64(c.width) {
-			return fmt.Errorf("%d rows with %d bytes have arrived of %d rows", rows, bytes, c.rows)
-		}
-		if _, err := db.Exec(ctx, "TRUNCATE copied"); err != nil {
-			return err
-		}
 	}
 	kase := "COPY " + way
 	r.sample("copy", kase, t.name, "throughput", "MB/s", float64(c.bytes())/1e6/after.at.Sub(before.at).Seconds())
@@ -204,6 +171,43 @@ func (c copyWork) once(ctx context.Context, r *run, db *pgx.Conn, t *target, way
 	r.sample("copy", kase, t.name, "cpu", "s/GB", (after.cpu-before.cpu).Seconds()/(float64(c.bytes())/1e9))
 	r.sample("copy", kase, t.name, "peak memory", "MiB", float64(peak)/(1<<20))
 	return nil
+}
+
+// transfer copies everything in one direction and checks it. What it returns does not include the login.
+func (c copyWork) transfer(ctx context.Context, db *pgx.Conn, t *target, way string) (before, after usage, err error) {
+	conn, err := dialCopy(ctx, t)
+	if err != nil {
+		return before, after, err
+	}
+	defer conn.close()
+	if t.proc != nil {
+		if err := t.proc.forgetPeak(); err != nil {
+			return before, after, err
+		}
+	}
+	if before, err = t.proc.usage(); err != nil {
+		return before, after, err
+	}
+	if way == "out" {
+		err = conn.copyOut(c, nil)
+	} else {
+		err = conn.copyIn(c)
+	}
+	if err != nil {
+		return before, after, err
+	}
+	if after, err = t.proc.usage(); err != nil || way == "out" {
+		return before, after, err
+	}
+	var rows, bytes int64
+	if err := db.QueryRow(ctx, "SELECT count(*), coalesce(sum(length(x)), 0) FROM copied").Scan(&rows, &bytes); err != nil {
+		return before, after, err
+	}
+	if rows != int64(c.rows) || bytes != int64(c.rows)*int64(c.width) {
+		return before, after, fmt.Errorf("%d rows with %d bytes have arrived of %d rows", rows, bytes, c.rows)
+	}
+	_, err = db.Exec(ctx, "TRUNCATE copied")
+	return before, after, err
 }
 
 // sleeping is a client that stops reading in the middle of a COPY and goes on later.

@@ -16,15 +16,25 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sys/unix"
 )
 
 // copyConn is a client that copies and hardly costs anything itself: it looks at the headers of messages only. A driver
 // would be the slowest part.
 type copyConn struct {
-	net  net.Conn
+	net  *net.TCPConn
 	in   *bufio.Reader
 	stop func() bool // of the context's hold on the connection
 }
+
+const (
+	readBytes = 256 << 10 // a few system calls per MB
+	// wakeBytes must be there before the client is woken up, which would otherwise happen for every 8 KiB that Postgres
+	// sends and make the client the slowest part.
+	wakeBytes = 128 << 10
+	// copyPatience is the longest that a COPY may take, with the time that its client sleeps.
+	copyPatience = 5 * time.Minute
+)
 
 // dialCopy logs in with a driver and takes the connection over. It is closed when ctx ends.
 func dialCopy(ctx context.Context, t *target) (*copyConn, error) {
@@ -40,9 +50,16 @@ func dialCopy(ctx context.Context, t *target) (*copyConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	const bufferBytes = 256 << 10 // a few system calls per MB
-	c := &copyConn{net: h.Conn, in: bufio.NewReaderSize(h.Conn, bufferBytes)}
-	c.stop = context.AfterFunc(ctx, func() { h.Conn.Close() })
+	tcp, ok := h.Conn.(*net.TCPConn)
+	if !ok {
+		return nil, fmt.Errorf("a connection of type %T", h.Conn)
+	}
+	c := &copyConn{net: tcp, in: bufio.NewReaderSize(tcp, readBytes)}
+	// An error in the middle of a COPY is too short to wake the client up.
+	if err := tcp.SetDeadline(time.Now().Add(copyPatience)); err != nil {
+		return nil, err
+	}
+	c.stop = context.AfterFunc(ctx, func() { tcp.Close() })
 	return c, nil
 }
 
@@ -50,6 +67,17 @@ func (c *copyConn) close() {
 	c.stop()
 	c.net.Write([]byte{'X', 0, 0, 0, 4})
 	c.net.Close()
+}
+
+// wakeAt sets how many bytes have to have arrived before a read returns that finds none.
+func (c *copyConn) wakeAt(bytes int) error {
+	raw, err := c.net.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes) })
+	return errors.Join(err, set)
 }
 
 func (c *copyConn) query(sql string) error {
@@ -113,8 +141,18 @@ func (c *copyConn) copyOut(w copyWork, pause func() error) error {
 	if _, err := c.expect('H'); err != nil {
 		return err
 	}
+	if err := c.wakeAt(wakeBytes); err != nil {
+		return err
+	}
 	var total int64
-	for {
+	for waits := true; ; {
+		// The end has fewer bytes than would wake the client up.
+		if left := w.bytes() - total; waits && left < wakeBytes+readBytes {
+			if err := c.wakeAt(1); err != nil {
+				return err
+			}
+			waits = false
+		}
 		if kind, err := c.in.Peek(1); err != nil {
 			return err
 		} else if kind[0] != 'd' {
