@@ -268,6 +268,46 @@ func TestReceiptsKeepTheLatestStageAndWaitForTheStream(t *testing.T) {
 	}
 }
 
+// The pages of a large receipt are megabytes; the residue, which comes later and perhaps once a second, is in the summary.
+func TestTheResidueIsStoredWithoutThePages(t *testing.T) {
+	cfg := testConfig(t, "a")
+	n := startNode(t, cfg, newFakeEngine())
+	stream, err := n.js.Stream(testContext(t), receiptStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := revoke.Order{Fact: revoke.Fact{Verb: revoke.VerbKill, Scope: scopeOf("alice"), ID: "one", Seq: 7}}
+	r := receiptFor(n, o, revoke.StageVerified, revoke.SessionsPerPage+1, 0)
+	stored := func(page int) uint64 {
+		t.Helper()
+		if err := n.receipts.drain(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		m, err := stream.GetLastMsgForSubject(testContext(t), revoke.ReceiptSubject("one", r.Node, r.Boot, page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.Sequence
+	}
+	n.receipts.put(r)
+	summary, first, second := stored(0), stored(1), stored(2)
+	why := "for the test"
+	r.Residue = &revoke.Residue{Why: why}
+	n.receipts.putAgain(r)
+	if stored(0) <= summary || stored(1) != first || stored(2) != second {
+		t.Errorf("summary and pages were stored at %d, %d, %d and then at %d, %d, %d", summary, first, second, stored(0), stored(1), stored(2))
+	}
+	receipts, err := dial(t, DialOptions{StateDir: cfg.StateDir}).Receipts(testContext(t), "one")
+	if err != nil || len(receipts) != 1 || len(receipts[0].Sessions) != revoke.SessionsPerPage+1 || receipts[0].Residue == nil || receipts[0].Residue.Why != why {
+		t.Errorf("%d receipts, error %v", len(receipts), err)
+	}
+	// Another last word of the same revocation is stored whole.
+	n.receipts.put(r)
+	if stored(1) <= first || stored(2) <= second {
+		t.Error("the pages of a new receipt were left out")
+	}
+}
+
 func TestReceiptQueueIsBounded(t *testing.T) {
 	q := newReceiptQueue(nil, testConfig(t, "a").Logger)
 	q.m = &nodeMetrics{}

@@ -45,11 +45,22 @@ type receiptQueue struct {
 	order    *list.List               // oldest first
 	sessions int                      // in all waiting receipts
 	working  map[string]int           // rank of what a worker is storing, by revocation
+	paged    map[pagedReceipt]struct{}
+	recent   []pagedReceipt // what paged holds, oldest first
+}
+
+// pagedReceipt names a last word whose pages are stored. When it is stored once more, for its residue, they are no news:
+// the summary alone has it.
+type pagedReceipt struct {
+	revocation string
+	seq, epoch uint64
+	sessions   int
 }
 
 type queuedReceipt struct {
 	receipt   revoke.Receipt
 	notBefore time.Time // of the next attempt
+	again     bool      // the last word once more; only its residue is news
 }
 
 func newReceiptQueue(js jetstream.JetStream, log *slog.Logger) *receiptQueue {
@@ -60,6 +71,7 @@ func newReceiptQueue(js jetstream.JetStream, log *slog.Logger) *receiptQueue {
 		waiting: make(map[string]*list.Element),
 		order:   list.New(),
 		working: make(map[string]int),
+		paged:   make(map[pagedReceipt]struct{}),
 	}
 }
 
@@ -79,13 +91,18 @@ func receiptRank(r revoke.Receipt) int {
 }
 
 // put queues a receipt and never blocks.
-func (q *receiptQueue) put(r revoke.Receipt) {
+func (q *receiptQueue) put(r revoke.Receipt) { q.add(r, false) }
+
+// putAgain queues a last word that has been put before, with what is known of its residue by now.
+func (q *receiptQueue) putAgain(r revoke.Receipt) { q.add(r, true) }
+
+func (q *receiptQueue) add(r revoke.Receipt, again bool) {
 	if !revoke.ValidID(r.Revocation) || receiptRank(r) == 0 {
 		q.m.receiptsDropped.Inc()
 		q.log.Error("dropped a receipt that has no valid id or stage", "revocation", r.Revocation, "stage", r.Stage)
 		return
 	}
-	e := &queuedReceipt{receipt: r}
+	e := &queuedReceipt{receipt: r, again: again}
 	if !r.Final() {
 		e.notBefore = time.Now().Add(receiptGrace)
 	}
@@ -197,7 +214,7 @@ func (q *receiptQueue) loop(ctx context.Context) {
 	for ctx.Err() == nil {
 		r, sleep := q.take(time.Now())
 		if r != nil {
-			err := q.store(ctx, r.receipt)
+			err := q.store(ctx, r.receipt, r.again)
 			if err == nil {
 				q.m.receiptsStored.Inc()
 			} else if ctx.Err() == nil {
@@ -221,17 +238,43 @@ func (q *receiptQueue) loop(ctx context.Context) {
 
 // store publishes a receipt: its pages first, so that a final summary never promises what is not there.
 // At the stage `cut` nothing is known about the single sessions yet.
-func (q *receiptQueue) store(ctx context.Context, r revoke.Receipt) error {
+func (q *receiptQueue) store(ctx context.Context, r revoke.Receipt, again bool) error {
 	if r.Stage == revoke.StageCut {
 		r.Sessions = nil
 	}
 	summary, pages := revoke.Paginate(r, revoke.SessionsPerPage)
+	known := pagedReceipt{r.Revocation, r.Seq, r.Epoch, len(r.Sessions)}
+	if again && q.hasPages(known) {
+		pages = nil
+	}
 	for _, p := range append(pages, summary) {
 		if err := q.publish(ctx, p); err != nil {
 			return err
 		}
 	}
+	if r.Final() && len(pages) > 0 {
+		q.notePages(known)
+	}
 	return nil
+}
+
+func (q *receiptQueue) hasPages(r pagedReceipt) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	_, ok := q.paged[r]
+	return ok
+}
+
+// notePages remembers as many as are followed for their residue; of one that is forgotten the pages are stored again.
+func (q *receiptQueue) notePages(r pagedReceipt) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.paged[r] = struct{}{}
+	q.recent = append(q.recent, r)
+	if len(q.recent) > maxFollows {
+		delete(q.paged, q.recent[0])
+		q.recent = q.recent[1:]
+	}
 }
 
 func (q *receiptQueue) publish(ctx context.Context, r revoke.Receipt) error {

@@ -349,7 +349,7 @@ func (s *sweeper) tell(follows []*follow, every time.Duration) {
 		f.dirty, f.told = false, now
 		r := *f.final
 		r.Residue = f.residueLocked()
-		s.n.receipts.put(r)
+		s.n.receipts.putAgain(r)
 	}
 }
 
