@@ -63,15 +63,31 @@ var (
 // measure runs pgbench against a target and looks at an interval in the middle. pgbench connects all clients before the
 // first begins and logs every transaction with the time it ended, so the interval holds no login, and its transactions
 // are counted, not estimated. warm is what is left out at the beginning; at the end at least as much is left out.
+//
+// pgbench counts its own time from before it connects. Where that takes so long that the interval is not over when pgbench
+// is, it is tried again with more time.
 func measure(ctx context.Context, r *run, pgbench string, t *target, l workload, warm, interval time.Duration, during func(context.Context) error) (*measurement, error) {
+	const attempts = 4
+	for attempt := 0; ; attempt++ {
+		length := interval + 2*warm + time.Duration(attempt*attempt)*time.Second
+		m, err := measureOnce(ctx, r, pgbench, t, l, warm, interval, length, during)
+		if !errors.Is(err, errTooShort) || attempt+1 == attempts {
+			return m, err
+		}
+	}
+}
+
+var errTooShort = errors.New("pgbench was done before the interval was: the machine is too busy")
+
+func measureOnce(ctx context.Context, r *run, pgbench string, t *target, l workload, warm, interval, length time.Duration, during func(context.Context) error) (*measurement, error) {
 	dir, err := os.MkdirTemp(r.dir, "pgbench-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	length := int((interval + 2*warm + time.Second - 1) / time.Second)
+	seconds := int((length + time.Second - 1) / time.Second)
 	var out bytes.Buffer
-	cmd := pgbenchCommand(ctx, pgbench, t, append(l.args(), "-T", strconv.Itoa(length), "-l", "--log-prefix", filepath.Join(dir, "log"))...)
+	cmd := pgbenchCommand(ctx, pgbench, t, append(l.args(), "-T", strconv.Itoa(seconds), "-l", "--log-prefix", filepath.Join(dir, "log"))...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	p, err := startChild(cmd, "", "")
 	if err != nil {
@@ -179,7 +195,7 @@ func (m *measurement) count(l workload, dir string, out []byte, whole bool) erro
 		return fmt.Errorf("pgbench has logged %d transactions and says something else:\n%s", logged, out)
 	}
 	if whole && (late == 0 || len(took) == 0) {
-		return fmt.Errorf("pgbench was done before the interval was: the machine is too busy")
+		return errTooShort
 	}
 	m.transactions = int64(len(took))
 	if len(clients) == l.clients {

@@ -99,6 +99,14 @@ func colorOf(name string, i int) color.RGBA {
 	return palette[i%len(palette)]
 }
 
+// dashesOf tells lines apart that have the same color because there are more than colors.
+func dashesOf(i int) []vg.Length {
+	if i < len(palette) {
+		return nil
+	}
+	return []vg.Length{vg.Points(4), vg.Points(2)}
+}
+
 // latencyPlot has a line per target. Its x axis gives every further nine as much room as the one before.
 func (p *report) latencyPlot(kase string) (*plot.Plot, error) {
 	pl := p.newPlot("Latency by percentile: "+kase, "percentile", "ms")
@@ -122,7 +130,7 @@ func (p *report) latencyPlot(kase string) (*plot.Plot, error) {
 		if err != nil {
 			return nil, err
 		}
-		line.Color, line.Width = colorOf(d.Target, i), vg.Points(1.8)
+		line.Color, line.Width, line.Dashes = colorOf(d.Target, i), vg.Points(1.8), dashesOf(i)
 		pl.Add(line)
 		pl.Legend.Add(d.Target, line)
 		i++
@@ -133,8 +141,13 @@ func (p *report) latencyPlot(kase string) (*plot.Plot, error) {
 	pl.Legend.Left = true
 	pl.X.Min, pl.X.Max = 0, nines
 	pl.X.Tick.Marker = plot.TickerFunc(percentileTicks)
-	pl.Y.Min, pl.Y.Max = step(low, false), step(high, true)
-	pl.Y.Scale, pl.Y.Tick.Marker = plot.LogScale{}, plot.TickerFunc(logTicks)
+	top := step(high, true)
+	pl.Y.Min, pl.Y.Max = step(low, false), top
+	if i > 4 { // a long legend gets room of its own, a twentieth of the height per line
+		share := min(0.05*float64(i), 0.5)
+		pl.Y.Max = top * math.Pow(top/pl.Y.Min, share/(1-share))
+	}
+	pl.Y.Scale, pl.Y.Tick.Marker = plot.LogScale{}, plot.TickerFunc(func(low, _ float64) []plot.Tick { return logTicks(low, top) })
 	return pl, nil
 }
 
@@ -299,7 +312,7 @@ func (p *report) curvePlot(name string) (*plot.Plot, error) {
 		if err != nil {
 			return nil, err
 		}
-		line.Color, line.Width = colorOf(c.Series, i), vg.Points(1.5)
+		line.Color, line.Width, line.Dashes = colorOf(c.Series, i), vg.Points(1.5), dashesOf(i)
 		points.Color, points.Shape, points.Radius = line.Color, draw.CircleGlyph{}, vg.Points(2.5)
 		pl.Add(line, points)
 		pl.Legend.Add(c.Series, line, points)
