@@ -38,6 +38,7 @@ var scenarios = map[string]scenario{
 	"prepared": {"P2", "the same with prepared statements; session mode, since there are no pools yet", preparedFlags},
 	"copy":     {"P3", "COPY out and in of 1.5 GB, CPU per GB and memory of the proxy, and a client that falls asleep while it reads", copyFlags},
 	"logins":   {"P4", "logins per second and CPU of each, eight clients that come and go and a storm, and what established sessions notice", loginsFlags},
+	"memory":   {"P5", "resident memory of one more idle session, beside PgBouncer and HAProxy, and what the Go runtime says of it", memoryFlags},
 	"cut":      {"P6", "one person after the other revoked among many: published to gate closed, and every step of the way", cutFlags},
 	"mass":     {"P7", "a person with many sessions in one process: all gates, all sockets, and what bystanders notice", massFlags},
 	"fleet":    {"P8", "people with a session on each node of a large fleet: published to gates closed, and to all receipts", fleetFlags},
@@ -46,7 +47,7 @@ var scenarios = map[string]scenario{
 }
 
 // order is the order of `all`: what disturbs the machine least comes first. A scenario that is not named comes last.
-var order = []string{"relay", "prepared", "copy", "logins", "cut", "verified", "mass", "fleet"}
+var order = []string{"relay", "prepared", "copy", "logins", "memory", "cut", "verified", "mass", "fleet"}
 
 // children are the parts that run in processes of their own, because one process holds too few descriptors or would
 // measure itself. The bench starts itself with such a name as first argument: see run.startSelf.

@@ -72,6 +72,8 @@ func (c *child) answer(q request) (r reply, err error) {
 		err = c.part.send(q.SQL, q.Read)
 	case "wake":
 		err = c.part.wakeUp()
+	case "running":
+		r.Running, r.Failed, err = c.part.running()
 	case "take":
 		var w Window
 		if w, err = c.part.take(); err == nil {

@@ -223,10 +223,25 @@ func TestSleepersDoNotRead(t *testing.T) {
 	if err := s.WakeUp(); err != nil {
 		t.Fatal(err)
 	}
-	idle := "SELECT count(*) FROM pg_stat_activity WHERE usename = 'trustuser' AND state = 'idle'"
-	for ctx := testContext(t); number(t, idle) != 2; {
-		if ctx.Err() != nil {
-			t.Fatal("the sessions have not read their results")
+	if err := s.WaitIdle(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := number(t, "SELECT count(*) FROM pg_stat_activity WHERE usename = 'trustuser' AND state = 'idle'"); n != 2 {
+		t.Errorf("%d sessions are idle, want 2", n)
+	}
+}
+
+func TestAStatementThatFailsIsAnError(t *testing.T) {
+	for _, processes := range []int{0, 1} {
+		s := open(t, Spec{Users: []User{trusted(2)}, Processes: processes})
+		if err := errors.Join(s.Run("SELECT 1"), s.WaitIdle(testContext(t))); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Run("SELECT 1/0"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.WaitIdle(testContext(t)); err == nil || !strings.Contains(err.Error(), "22012") {
+			t.Errorf("the error is %v, want one with 22012", err)
 		}
 	}
 }

@@ -84,6 +84,24 @@ func (p *local) wakeUp() error {
 	})
 }
 
+func (p *local) running() (n int, failed string, err error) {
+	err = p.do(func() {
+		for i := range p.slots {
+			s := &p.slots[i]
+			switch s.state {
+			case stateBusy, stateAsleep:
+				n++
+			case stateIdle:
+				if s.wrong && s.last != nil {
+					failed = s.last.Error()
+				}
+			case stateClosed, stateConnecting, stateGreeting, stateAsking:
+			}
+		}
+	})
+	return n, failed, err
+}
+
 func (p *local) ends() (ends []End, err error) {
 	err = p.do(func() {
 		wall, mono := time.Now(), monotonic()

@@ -37,6 +37,8 @@ type part interface {
 	ask(rate float64) error
 	send(sql string, read bool) error
 	wakeUp() error
+	// running is how many sessions have not finished their statement, and the error of one that has failed.
+	running() (int, string, error)
 	take() (Window, error)
 	ends() ([]End, error)
 	size() int
@@ -210,6 +212,37 @@ func (s *Sessions) Take() (Window, error) {
 
 // Run sends a statement on every idle session and does not wait for its end.
 func (s *Sessions) Run(sql string) error { return s.send(sql, true) }
+
+// WaitIdle returns when every session that is open has the whole answer to what Run sent. It is an error when one of
+// these answers was one.
+func (s *Sessions) WaitIdle(ctx context.Context) error {
+	tick := time.NewTicker(idleInterval)
+	defer tick.Stop()
+	for {
+		running := 0
+		for _, p := range s.parts {
+			n, failed, err := p.running()
+			if err != nil {
+				return err
+			}
+			if failed != "" {
+				return fmt.Errorf("load: a statement has failed: %s", failed)
+			}
+			running += n
+		}
+		if running == 0 {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctxErr(ctx, fmt.Sprintf("%d sessions have not finished", running))
+		}
+	}
+}
+
+// idleInterval is how often WaitIdle looks.
+const idleInterval = 5 * time.Millisecond
 
 // Sleep sends a statement on every idle session and reads nothing of its result, until WakeUp. A session that ends
 // asleep knows when and not why.

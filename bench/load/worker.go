@@ -41,6 +41,8 @@ type reply struct {
 	Window  *Window                `json:"window,omitempty"`
 	Latency *hdrhistogram.Snapshot `json:"latency,omitempty"`
 	Ends    []End                  `json:"ends,omitempty"`
+	Running int                    `json:"running,omitempty"`
+	Failed  string                 `json:"failed,omitempty"`
 }
 
 func (r reply) err() error {
@@ -166,6 +168,11 @@ func (w *worker) send(sql string, read bool) error {
 func (w *worker) wakeUp() error {
 	_, err := w.request(request{Op: "wake"})
 	return err
+}
+
+func (w *worker) running() (int, string, error) {
+	r, err := w.request(request{Op: "running"})
+	return r.Running, r.Failed, err
 }
 
 func (w *worker) take() (Window, error) {
