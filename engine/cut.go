@@ -10,16 +10,17 @@ import (
 
 const (
 	// cutChunk is how many sessions a loop ends in one go. Telling a client takes two system calls with the kernel's
-	// work for loopback or a network card behind them, about 20 us; 32 of them keep the bystanders of the same loop
-	// waiting for well under a millisecond.
-	cutChunk = 32
-	// maxChunkPause bounds the pause between two chunks, which is half as long as the chunk has taken. What the chunk has
-	// caused, such as the ends of the clients' sockets, comes in then too, so that bystanders have about half of a loop. A
-	// chunk takes longer than a millisecond only where the machine is crowded, and then the kernel makes the pauses.
+	// work for loopback or a network card behind them, about 20 us; 48 of them keep the bystanders of the same loop
+	// waiting for about a millisecond. Smaller chunks spend more of the time on being handed over.
+	cutChunk = 48
+	// maxChunkPause bounds the pause between two chunks, which is a quarter of what the chunk has taken. What the chunk has
+	// caused, such as the ends of the clients' sockets, comes in then too, so that the loop looks at all sockets in
+	// between. A chunk takes much longer than a millisecond only where the machine is crowded, and then the kernel makes
+	// the pauses.
 	maxChunkPause = time.Millisecond
 	// handOverPause is the pause behind each chunk of idle backends that are given to the control connection. What
-	// follows comes back to the loop as events, about 50 us a session, so that 32 of them take less than half of 4 ms.
-	handOverPause = 4 * time.Millisecond
+	// follows comes back to the loop as events, about 50 us a session, so that a chunk takes half of it.
+	handOverPause = 6 * time.Millisecond
 )
 
 // evidence is what the backend itself said between the cut and its end.
@@ -126,7 +127,7 @@ func (l *loop) paced(st cutStep) bool {
 		})
 		select {
 		case took := <-ran:
-			pause.Reset(max(st.pause, min(took/2, maxChunkPause)))
+			pause.Reset(max(st.pause, min(took/4, maxChunkPause)))
 		case <-l.eng.stopping:
 			return false
 		}
