@@ -64,12 +64,31 @@ func (e *Engine) refuseLogins() (refused int) {
 	return refused
 }
 
-// refuseStale closes the gate of a login for the lease. A session that is already on its way to a loop is left to the
-// loop, which looks at the lease before it reads anything.
+// heedLease refuses a login whose lease has ended.
+func (s *session) heedLease() {
+	if !s.eng.fresh() {
+		s.refuseStale()
+	}
+}
+
+// beGreeted is the last moment at which the lease refuses a login.
+func (s *session) beGreeted() {
+	s.heedLease()
+	s.mu.Lock()
+	s.greeted = true
+	s.mu.Unlock()
+}
+
+// refuseStale closes the gate of a login for the lease. One whose client has been let in is left to the loop, which looks
+// at the lease before it reads anything; only a greeting that waits for its client to read goes no further, and ends it.
 func (s *session) refuseStale() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != stLogin || s.cutNow() {
+		return false
+	}
+	if s.greeted {
+		s.interruptLocked()
 		return false
 	}
 	s.closeGateLocked(ReasonStaleLogin, nil)

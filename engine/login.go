@@ -106,7 +106,7 @@ func (e *Engine) runLogin(ctx context.Context, s *session, front *wire, reader *
 	if lerr := e.checkAccess(s); lerr != nil {
 		return lerr
 	}
-	if _, err := front.Write(greeting); err != nil {
+	if err := front.greet(greeting); err != nil {
 		return s.ioError(err, ReasonClientGone)
 	}
 	s.front.ahead = takeBuffered(reader)
@@ -275,6 +275,8 @@ func (s *session) ioError(err error, otherwise Reason) *loginError {
 		return fail(Reason(s.gate.Load()), errCut)
 	case s.eng.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded):
 		return fail(ReasonShutdownLogin, err)
+	case errors.Is(err, os.ErrDeadlineExceeded) && !s.eng.fresh():
+		return fail(ReasonStaleLogin, err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fail(ReasonLoginTimeout, err)
 	}

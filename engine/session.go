@@ -72,6 +72,7 @@ type session struct {
 	// Written by the login goroutine like those above.
 	admitted      bool            // counts against the limits
 	authenticated bool            // AuthenticationOk was seen
+	greeted       bool            // the client is being told that it is in; guarded by mu
 	authSeq       revoke.Position // journal position applied when the login began
 
 	// wmu is held during every write of a login. Taking it once after closing the gate proves that no write is

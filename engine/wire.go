@@ -56,22 +56,27 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.out = append(w.out, p...)
 		return len(p), nil
 	}
-	return w.write(p, true)
+	return w.write(p, w.s.heedLease)
+}
+
+// greet writes what the client gets once it is admitted. From here on the client has a session, and a freeze is not the
+// end of it.
+func (w *wire) greet(p []byte) error {
+	_, err := w.write(p, w.s.beGreeted)
+	return err
 }
 
 // answer writes the one byte that an SSLRequest or GSSENCRequest gets. It says nothing of anybody, and a client that
 // is refused because the lease has ended could not read why without it.
 func (w *wire) answer(b byte) error {
-	_, err := w.write([]byte{b}, false)
+	_, err := w.write([]byte{b}, func() {})
 	return err
 }
 
-func (w *wire) write(p []byte, leased bool) (int, error) {
+func (w *wire) write(p []byte, look func()) (int, error) {
 	w.s.wmu.Lock()
 	defer w.s.wmu.Unlock()
-	if leased && !w.s.eng.fresh() {
-		w.s.refuseStale()
-	}
+	look()
 	if w.s.cutNow() {
 		return 0, errCut
 	}
