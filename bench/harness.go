@@ -126,6 +126,9 @@ func (b *bench) run(ctx context.Context, name string, args []string) (_ *run, er
 			return nil, err
 		}
 	}
+	if err = r.settle(ctx); err != nil {
+		return nil, err
+	}
 	r.report.begin(r, r.flags)
 	err = r.do(ctx, r)
 	for _, end := range slices.Backward(r.onEnd) {

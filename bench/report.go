@@ -33,6 +33,7 @@ type report struct {
 	Kernel     string            `json:"kernel"`
 	CPU        string            `json:"cpu"`
 	Cores      int               `json:"cores"`
+	BusyBefore float64           `json:"busy_before"` // share of the machine's CPU time that others used just before
 	LoadBefore string            `json:"load_average_before"`
 	LoadAfter  string            `json:"load_average_after"`
 	Seconds    float64           `json:"seconds_taken"`
@@ -144,8 +145,8 @@ func (p *report) begin(r *run, fs *flag.FlagSet) {
 func (p *report) end() {
 	p.Seconds = math.Round(time.Since(p.Date).Seconds())
 	p.LoadAfter = loadAverage()
-	if before, err := strconv.ParseFloat(strings.Fields(p.LoadBefore)[0], 64); err == nil && before > 1 {
-		p.Notes = append(p.Notes, fmt.Sprintf("the machine was busy already (load %.1f): nothing here is fit to be quoted", before))
+	if p.BusyBefore > busyShare {
+		p.Notes = append(p.Notes, fmt.Sprintf("%.0f%% of the machine's CPU time went elsewhere before this began: nothing here is fit to be quoted", 100*p.BusyBefore))
 	}
 	for _, s := range p.Samples {
 		s.Median, s.Min, s.Max = number(median(s.Values)), number(slices.Min(s.Values)), number(slices.Max(s.Values))
@@ -188,8 +189,8 @@ func names(samples []*series, field func(*series) string) []string {
 }
 
 func (p *report) print(w io.Writer) {
-	fmt.Fprintf(w, "\n%s, commit %s, %s, %d cores (%s), Linux %s, load %s before and %s after, %.0f s\n", p.Scenario, p.Commit, p.Go, p.Cores, p.CPU,
-		p.Kernel, p.LoadBefore, p.LoadAfter, p.Seconds)
+	fmt.Fprintf(w, "\n%s, commit %s, %s, %d cores (%s), Linux %s, %.0f%% busy before, load %s before and %s after, %.0f s\n", p.Scenario, p.Commit, p.Go,
+		p.Cores, p.CPU, p.Kernel, 100*p.BusyBefore, p.LoadBefore, p.LoadAfter, p.Seconds)
 	for _, table := range names(p.Samples, func(s *series) string { return s.Table }) {
 		p.printTable(w, table)
 	}
