@@ -38,10 +38,15 @@ func reachPoller(c gnet.Conn) (p poller, err error) {
 	return p, nil
 }
 
-// checkPoller proves that tasksPending says while a task runs that there is one. The loop has nothing else to do yet.
+// checkPoller proves that tasksPending says while a task runs that there is one. The loop has nothing else to do yet. The
+// task waits until it has been announced: a loop that is looking for tasks anyway may begin with it before.
 func (l *loop) checkPoller() error {
-	seen := make(chan bool, 1)
-	l.post(func() { seen <- l.poller.tasksPending() })
+	posted, seen := make(chan struct{}), make(chan bool, 1)
+	l.post(func() {
+		<-posted
+		seen <- l.poller.tasksPending()
+	})
+	close(posted)
 	if !<-seen {
 		return fmt.Errorf("this version of gnet counts its tasks elsewhere")
 	}
