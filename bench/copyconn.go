@@ -17,6 +17,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sys/unix"
+
+	"pgedge/internal/pgserver"
 )
 
 // copyConn is a client that copies and hardly costs anything itself: it looks at the headers of messages only. A driver
@@ -46,7 +48,7 @@ func dialCopy(ctx context.Context, t *target) (*copyConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := conn.Hijack()
+	h, err := pgserver.TakeOver(conn)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"pgedge/internal/pgserver"
 )
 
 // shortLease makes a partition a matter of seconds. A heartbeat every 300 ms leaves room for a slow machine.
@@ -283,7 +285,7 @@ func startUnread(t *testing.T, n *Node, name string) *unread {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := conn.Hijack()
+	raw, err := pgserver.TakeOver(conn)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"pgedge/internal/pgserver"
 )
 
 // Raw is a client that speaks the wire protocol message by message, or byte by byte. It belongs to one goroutine.
@@ -59,13 +61,9 @@ func LoginRaw(tb testing.TB, addr, user, db string) *Raw {
 	if err != nil {
 		tb.Fatalf("cannot log in as %s: %v", user, err)
 	}
-	h, err := pc.Hijack()
+	h, err := pgserver.TakeOver(pc)
 	if err != nil {
-		tb.Fatalf("cannot take the connection over: %v", err)
-	}
-	// A connection straight from login has read exactly to ReadyForQuery, so a new Frontend misses nothing.
-	if n := h.Frontend.ReadBufferLen(); n != 0 {
-		tb.Fatalf("%d unexpected bytes after the login", n)
+		tb.Fatal(err)
 	}
 	r := newRaw(tb, h.Conn)
 	r.PID, r.SecretKey = h.PID, h.SecretKey
