@@ -73,8 +73,14 @@ func (f front) startPgedge(ctx context.Context, r *run) (*target, error) {
 			return nil, err
 		}
 	}
+	// Before a Postgres on the same cores a storm of logins can last longer than the default of 15 s. PgBouncer's limits
+	// of this kind are out of the way too.
+	conf := f.file(r, "pgedge.yaml")
+	if err := os.WriteFile(conf, []byte("limits: {login_timeout: 10m}\n"), 0o644); err != nil {
+		return nil, err
+	}
 	t := &target{name: subject, host: "127.0.0.1", port: port, admin: fmt.Sprintf("127.0.0.1:%d", admin)}
-	t.proc, err1 = r.start(f.name+"pgedge", "", binary, "serve", "--node", "bench", "--admin", t.admin, "--state-dir", f.file(r, "state"),
+	t.proc, err1 = r.start(f.name+"pgedge", "", binary, "serve", "-c", conf, "--node", "bench", "--admin", t.admin, "--state-dir", f.file(r, "state"),
 		"--listen", t.addr(), "--upstream",
 		fmt.Sprintf("postgres://pgedge_control:%s@%s/%s?sslmode=disable", pgserver.Password("pgedge_control"), f.addr, pgserver.Database))
 	if err1 != nil {
@@ -106,7 +112,7 @@ func (f front) startPgBouncer(ctx context.Context, r *run) (*target, error) {
 	}
 	// The default backlog of 128 would make some clients of a storm wait for seconds, for a lost SYN.
 	conf := fmt.Sprintf("[databases]\n* = host=%s port=%d\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port=%d\nlisten_backlog=4096\nunix_socket_dir=\nauth_type=%s\nauth_file=%s\n"+
-		"pool_mode=session\nmax_client_conn=%d\ndefault_pool_size=%d\nignore_startup_parameters=extra_float_digits\n",
+		"pool_mode=session\nclient_login_timeout=600\nquery_wait_timeout=600\nmax_client_conn=%d\ndefault_pool_size=%d\nignore_startup_parameters=extra_float_digits\n",
 		host, serverPort, port, auth, f.file(r, "users.txt"), f.clients, f.servers)
 	for name, text := range map[string]string{"users.txt": users, "pgbouncer-hba.conf": f.hba, "pgbouncer.ini": conf} {
 		if err := os.WriteFile(f.file(r, name), []byte(text), 0o644); err != nil {
