@@ -7,9 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"pgedge/internal/pgserver"
 )
+
+// loginTime is how long a login may take. A storm of logins before a Postgres on the same cores can last longer than
+// the proxies' defaults.
+const loginTime = 10 * time.Minute
 
 // front is what the proxies of one case stand in front of, and for how many they have to be set up. All of them relay
 // whole sessions.
@@ -73,10 +78,8 @@ func (f front) startPgedge(ctx context.Context, r *run) (*target, error) {
 			return nil, err
 		}
 	}
-	// Before a Postgres on the same cores a storm of logins can last longer than the default of 15 s. PgBouncer's limits
-	// of this kind are out of the way too.
 	conf := f.file(r, "pgedge.yaml")
-	if err := os.WriteFile(conf, []byte("limits: {login_timeout: 10m}\n"), 0o644); err != nil {
+	if err := os.WriteFile(conf, fmt.Appendf(nil, "limits: {login_timeout: %v}\n", loginTime), 0o644); err != nil {
 		return nil, err
 	}
 	t := &target{name: subject, host: "127.0.0.1", port: port, admin: fmt.Sprintf("127.0.0.1:%d", admin)}
@@ -112,8 +115,8 @@ func (f front) startPgBouncer(ctx context.Context, r *run) (*target, error) {
 	}
 	// The default backlog of 128 would make some clients of a storm wait for seconds, for a lost SYN.
 	conf := fmt.Sprintf("[databases]\n* = host=%s port=%d\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port=%d\nlisten_backlog=4096\nunix_socket_dir=\nauth_type=%s\nauth_file=%s\n"+
-		"pool_mode=session\nclient_login_timeout=600\nquery_wait_timeout=600\nmax_client_conn=%d\ndefault_pool_size=%d\nignore_startup_parameters=extra_float_digits\n",
-		host, serverPort, port, auth, f.file(r, "users.txt"), f.clients, f.servers)
+		"pool_mode=session\nclient_login_timeout=%d\nquery_wait_timeout=%d\nmax_client_conn=%d\ndefault_pool_size=%d\nignore_startup_parameters=extra_float_digits\n",
+		host, serverPort, port, auth, f.file(r, "users.txt"), int(loginTime.Seconds()), int(loginTime.Seconds()), f.clients, f.servers)
 	for name, text := range map[string]string{"users.txt": users, "pgbouncer-hba.conf": f.hba, "pgbouncer.ini": conf} {
 		if err := os.WriteFile(f.file(r, name), []byte(text), 0o644); err != nil {
 			return nil, err

@@ -93,7 +93,7 @@ func runLogins(ctx context.Context, r *run, storm int) error {
 	r.note("pgedge and HAProxy open a connection to the server for each login, and Postgres starts a process for it on the same cores; PgBouncer checks the credential itself and reuses %d "+
 		"connections, which DISCARD ALL cleans in between. P4 needs pools; in front of the played server a new connection costs little", loginServers)
 	r.note("a storm's clients all come at once and wait for each other; directly before Postgres there are at most %d at a time, because it would refuse the others. HAProxy lines up what goes beyond %d", loginDirect, loginServers)
-	r.note("a storm before Postgres can last longer than pgedge's default limits.login_timeout of 15 s: a login may take 10 minutes here, in PgBouncer too")
+	r.note("a storm before Postgres can last longer than pgedge's default limits.login_timeout of 15 s: a login may take %v here, in PgBouncer too", loginTime)
 	r.note("the load generator remembers salted passwords, which a real client computes anew for each SCRAM login")
 	return nil
 }
@@ -228,7 +228,7 @@ func measureStorm(ctx context.Context, r *run, c loginCase, t *target, clients i
 	if t.proc == nil {
 		inFlight = min(clients, loginDirect)
 	}
-	s, err := logins(ctx, t, load.StormSpec{Users: []load.User{c.user}, Logins: clients, InFlight: inFlight})
+	s, err := logins(ctx, t, load.StormSpec{Users: []load.User{c.user}, Logins: clients, InFlight: inFlight, Timeout: loginTime})
 	if err != nil {
 		return err
 	}
