@@ -31,7 +31,9 @@ const (
 func (l *loop) burst() {
 	yielded := l.woken
 	for !l.poller.tasksPending() {
+		l.atWork.Store(false)
 		n, err := unix.EpollWait(l.poller.epfd, l.events[:], -1)
+		l.atWork.Store(true)
 		if err != nil && err != unix.EINTR {
 			return // gnet meets the same error
 		}

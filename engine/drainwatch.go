@@ -125,5 +125,7 @@ func (sd *side) drained() {
 	}
 	if sd.buffered() > 0 {
 		sd.watch()
+	} else if sd.peer().buffered() == 0 {
+		sd.s.backlog.Store(false)
 	}
 }

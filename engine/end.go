@@ -108,7 +108,7 @@ func (s *session) end(r Reason, detail string) {
 	}
 	s.mu.Unlock()
 	if s.back.open() && s.back.phase == phRelay {
-		if r != ReasonClientGone && s.front.scan.AtBoundary() {
+		if r != ReasonClientGone && s.front.scan.AtBoundary() && !s.cutNow() {
 			s.send(&s.front, &s.back, terminateMessage)
 		}
 		if r == ReasonUpstreamProtocol || r == ReasonBug {

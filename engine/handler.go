@@ -21,6 +21,8 @@ func (h *handler) OnOpen(c gnet.Conn) ([]byte, gnet.Action) {
 	if !ok {
 		return nil, gnet.None
 	}
+	sd.s.loop.enter()
+	defer sd.s.loop.leave()
 	defer h.eng.guard(sd.s)
 	sd.s.loop.woken = sd.s.now()
 	sd.opened(c)
@@ -29,6 +31,8 @@ func (h *handler) OnOpen(c gnet.Conn) ([]byte, gnet.Action) {
 
 func (h *handler) OnTraffic(c gnet.Conn) gnet.Action {
 	if sd, ok := c.Context().(*side); ok {
+		sd.s.loop.enter()
+		defer sd.s.loop.leave()
 		defer h.eng.guard(sd.s)
 		sd.s.loop.woken = sd.s.now()
 		sd.readable()
@@ -42,6 +46,8 @@ func (h *handler) OnTraffic(c gnet.Conn) gnet.Action {
 func (h *handler) OnClose(c gnet.Conn, err error) gnet.Action {
 	switch ctx := c.Context().(type) {
 	case *side:
+		ctx.s.loop.enter()
+		defer ctx.s.loop.leave()
 		defer h.eng.guard(ctx.s)
 		ctx.closed(err)
 	case probe:

@@ -221,13 +221,13 @@ func TestARevocationTouchesOneCacheLineOfASession(t *testing.T) {
 	for range 100 {
 		s := new(session)
 		first := uintptr(unsafe.Pointer(&s.gate))
-		last := uintptr(unsafe.Pointer(&s.loop)) + unsafe.Sizeof(s.loop) - 1
+		last := uintptr(unsafe.Pointer(&s.stage)) + unsafe.Sizeof(s.stage) - 1
 		if first/line != last/line {
 			crossing = s
 		}
 	}
 	if s := crossing; s != nil {
-		t.Errorf("gate to loop are bytes %d to %d of %d, of a session at %p: move fields so that they share one line of %d",
-			unsafe.Offsetof(s.gate), unsafe.Offsetof(s.loop)+unsafe.Sizeof(s.loop), unsafe.Sizeof(*s), s, line)
+		t.Errorf("gate to stage are bytes %d to %d of %d, of a session at %p: move fields so that they share one line of %d",
+			unsafe.Offsetof(s.gate), unsafe.Offsetof(s.stage)+unsafe.Sizeof(s.stage), unsafe.Sizeof(*s), s, line)
 	}
 }

@@ -23,6 +23,10 @@ type loop struct {
 	count atomic.Int64
 	next  atomic.Int64 // ns since engine start at which the clock posts a tick; 0: never
 
+	// atWork is set while anything of pgedge's runs on the loop: whatever looks at a gate or writes does so meanwhile.
+	atWork atomic.Bool
+	depth  int // callbacks and tasks that run, one inside the other
+
 	sessions map[*session]struct{}
 	timers   timerHeap
 	woken    int64   // ns since engine start when the callback, task or wait of now began
@@ -34,9 +38,24 @@ type loop struct {
 
 const readBufferBytes = 64 << 10
 
+// enter and leave are at both ends of everything that gnet calls. gnet closes a connection inside a callback of another.
+func (l *loop) enter() {
+	if l.depth++; l.depth == 1 {
+		l.atWork.Store(true)
+	}
+}
+
+func (l *loop) leave() {
+	if l.depth--; l.depth == 0 {
+		l.atWork.Store(false)
+	}
+}
+
 // post runs f on the loop. It is the only way in. A panic in it ends nothing but f.
 func (l *loop) post(f func()) {
 	err := l.el.Execute(context.Background(), gnet.RunnableFunc(func(context.Context) error {
+		l.enter()
+		defer l.leave()
 		defer l.eng.guard(nil)
 		l.woken = l.now()
 		f()

@@ -257,7 +257,7 @@ func (s *session) keepCiphertext() {
 	} else {
 		w.in = nil
 	}
-	if len(w.out) > 0 && s.back.conn != nil && s.back.phase == phRelay && !s.frozen {
+	if len(w.out) > 0 && s.back.conn != nil && s.back.phase == phRelay && !s.frozen && !s.cutNow() {
 		s.back.write(w.out) // a key update's answer, for instance
 		w.out = w.out[:0]
 	}

@@ -41,7 +41,7 @@ const (
 
 // session is one client and its backend, from accept to the last trace. Fields are grouped by who may touch them when; what
 // only a kill needs is behind pointers, and small fields stand together: an idle session is what there are most of. What a
-// revocation touches in each of its sessions, gate to loop, is one cache line: each that has to be fetched costs as much as
+// revocation touches in each of its sessions, gate to stage, is one cache line: each that has to be fetched costs as much as
 // all the rest.
 type session struct {
 	// Immutable after creation.
@@ -77,20 +77,21 @@ type session struct {
 
 	// wmu is held during every write of a login. Taking it once after closing the gate proves that no write is
 	// under way. It is never taken by a loop.
-	wmu    sync.Mutex
-	result *revoke.SessionReceipt // guarded by mu; nil until the session is described
+	wmu sync.Mutex
 
 	// The gate is read by any goroutine. mu guards what stands behind it, and is never held across I/O.
-	gate        atomic.Uint32 // Reason that closed the gate; 0 while it is open
-	state       sessionState
-	stage       progress
-	backendPort uint16                      // our own port towards the backend, known from the dial on; 0 on unix sockets
+	gate        atomic.Uint32               // Reason that closed the gate; 0 while it is open
+	backlog     atomic.Bool                 // gnet may hold bytes for a side; written by the loop, read by any goroutine
 	fact        atomic.Pointer[revoke.Fact] // that closed the gate; any goroutine
 	mu          sync.Mutex
-	orders      []*order   // revocations that wait for this session; the array is never written to
-	loop        *loop      // written by the login before it enrolls the session, immutable afterwards
-	conns       []net.Conn // sockets of a login, whose deadlines a cut pulls to the past
-	interrupt   func()     // ends whatever else a login waits for
+	orders      []*order // revocations that wait for this session; the array is never written to
+	loop        *loop    // written by the login before it enrolls the session, immutable afterwards
+	state       sessionState
+	stage       progress
+	backendPort uint16                 // our own port towards the backend, known from the dial on; 0 on unix sockets
+	conns       []net.Conn             // sockets of a login, whose deadlines a cut pulls to the past
+	interrupt   func()                 // ends whatever else a login waits for
+	result      *revoke.SessionReceipt // nil until the session is described
 
 	// Owned by the loop once enrolled; by the login goroutine before.
 	front, back side

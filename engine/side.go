@@ -119,6 +119,9 @@ func (sd *side) write(p []byte) {
 		p = p[max(n, 0):] // and gnet meets whatever else is the matter
 	}
 	sd.conn.Write(p)
+	if sd.buffered() > 0 {
+		sd.s.backlog.Store(true)
+	}
 	if before == 0 && sd.buffered() > 0 {
 		sd.arm() // gnet has armed reading and writing
 		sd.watch()
