@@ -70,8 +70,8 @@ func splitAddr(addr string) (string, int, error) {
 func (f front) file(r *run, name string) string { return filepath.Join(r.dir, f.name+name) }
 
 func (f front) startPgedge(ctx context.Context, r *run) (*target, error) {
-	port, err1 := freePort()
-	admin, err2 := freePort()
+	port, err1 := pgserver.FreePort("127.0.0.1")
+	admin, err2 := pgserver.FreePort("127.0.0.1")
 	binary, err3 := r.pgedge(ctx)
 	for _, err := range []error{err1, err2, err3} {
 		if err != nil {
@@ -97,7 +97,7 @@ func (f front) startPgBouncer(ctx context.Context, r *run) (*target, error) {
 	if path == "" {
 		return nil, nil
 	}
-	port, err := freePort()
+	port, err := pgserver.FreePort("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func (f front) startHAProxy(ctx context.Context, r *run) (*target, error) {
 	if path == "" {
 		return nil, nil
 	}
-	port, err := freePort()
+	port, err := pgserver.FreePort("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}

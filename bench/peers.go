@@ -136,15 +136,6 @@ func credential(name string) (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(err1, err2)
 }
 
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
 // waitListening returns when port accepts, or the process is gone.
 func waitListening(ctx context.Context, p *process, port int) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)

@@ -3,8 +3,6 @@ package cluster
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"pgedge/internal/pgserver"
 	"pgedge/revoke"
 )
 
@@ -83,22 +82,11 @@ func natsClusterServers(t testing.TB, n int) (servers []*server.Server, confs []
 	return servers, confs
 }
 
-// freePorts finds ports that servers can be told of before they listen. They are below those that the system gives to
-// outgoing connections, which could take one in between.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
-	var ports []int
-	for tries := 0; len(ports) < n; tries++ {
-		if tries > 1000 {
-			t.Fatal("no free ports")
-		}
-		port := 10000 + rand.IntN(20000)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		ports = append(ports, port)
+	ports, err := pgserver.FreePorts("127.0.0.1", n)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return ports
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"pgedge/internal/pgserver"
 )
 
 // Balancer is HAProxy in TCP mode: it sends connections round robin to the nodes whose /readyz says 200.
@@ -18,7 +20,7 @@ func (f *Fleet) startBalancer(ctx context.Context) (*Balancer, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(1)
+	ports, err := pgserver.FreePorts("127.0.0.1", 1)
 	if err != nil {
 		return nil, err
 	}

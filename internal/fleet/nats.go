@@ -3,7 +3,6 @@ package fleet
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"pgedge/internal/pgserver"
 )
 
 // NATS is a cluster of real server processes with JetStream that syncs every write.
@@ -34,7 +35,7 @@ type NATSServer struct {
 func startNATS(ctx context.Context, binary, dir, host string, n int) (*NATS, error) {
 	c := &NATS{binary: binary}
 	for i := range n {
-		ports, err := freePorts(2)
+		ports, err := pgserver.FreePorts("127.0.0.1", 2)
 		if err != nil {
 			return c, err
 		}
@@ -196,17 +197,4 @@ func (c *NATS) stop() {
 			_ = s.Stop() // a server that had to be killed has left nothing that the fleet keeps
 		}
 	}
-}
-
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("cannot find a free port: %w", err)
-		}
-		defer l.Close() // all at once, so that they differ
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }

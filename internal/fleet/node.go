@@ -44,7 +44,7 @@ func (f *Fleet) newNode(i int) (*Node, error) {
 		n.ns = ns
 		host, db, bus = ns.clientHost, ns.databaseHost, ns.natsHost
 	}
-	ports, err := freePorts(2)
+	ports, err := pgserver.FreePorts("127.0.0.1", 2)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"pgedge/internal/pgserver"
 )
 
 // outageOptions freeze soon after the servers are gone, and wait long for them.
@@ -287,7 +289,7 @@ func TestANodeThatWasAwayForAThousandRevocationsKnowsThemAllBeforeItServes(t *te
 func TestALeafNodeWithADomainOfItsOwnIsRefused(t *testing.T) {
 	f := start(t, Options{Nodes: 1, NATS: 1, Heartbeat: 300 * time.Millisecond, Lease: 3 * time.Second})
 	name := people(t, f, 1)[0]
-	ports, err := freePorts(3)
+	ports, err := pgserver.FreePorts("127.0.0.1", 3)
 	if err != nil {
 		t.Fatal(err)
 	}

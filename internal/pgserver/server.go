@@ -99,7 +99,7 @@ func (s *Server) start(ctx context.Context, o Options, who *owner) error {
 		return err
 	}
 	for attempt := 1; ; attempt++ {
-		port, err := freePort(s.Host)
+		port, err := FreePort(s.Host)
 		if err != nil {
 			return err
 		}
@@ -158,18 +158,6 @@ func URL(addr, user, password, db string) string {
 		u.User = url.UserPassword(user, password)
 	}
 	return u.String()
-}
-
-func freePort(host string) (int, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		return 0, fmt.Errorf("cannot find a free port: %w", err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		return 0, fmt.Errorf("cannot release port %d: %w", port, err)
-	}
-	return port, nil
 }
 
 // writeOwned writes a file that only the server's user may read.
