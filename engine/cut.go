@@ -48,22 +48,14 @@ func (ev *evidence) observe(scan *codec.Scanner, p []byte) {
 // cut carries out the cut of a batch whose gates are closed. When the task runs, every callback that may have looked
 // at a gate just before it was closed has returned.
 func (l *loop) cut(batch []*session) {
-	l.proveCut(batch)
 	l.post(func() { l.runCut(batch) })
 }
 
-// proveCut is called by whoever has closed the gates, and does not wait for the loop. One that is not at work at this
-// moment is in no callback that may have looked at a gate before, and whatever it calls from now on sees it closed. Only
-// gnet itself might still write then, when it closes a socket for which it has buffered something.
-func (l *loop) proveCut(batch []*session) {
-	if l.atWork.Load() {
-		return
-	}
-	for _, s := range batch {
-		if !s.backlog.Load() {
-			s.advance(prCut)
-		}
-	}
+// restsLocked proves the cut of a session whose gate has just been closed, without waiting for its loop. A loop that is
+// not at work at this moment is in no callback that may have looked at the gate before, and whatever it calls from now on
+// sees it closed. Only gnet itself might still write then, when it closes a socket for which it has buffered something.
+func (s *session) restsLocked() bool {
+	return (s.state == stLive || s.state == stEnding) && !s.loop.atWork.Load() && !s.backlog.Load()
 }
 
 func (l *loop) runCut(batch []*session) {

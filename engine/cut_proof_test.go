@@ -7,15 +7,17 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"pgedge/internal/pgtest"
+	"pgedge/revoke"
 )
 
-// proven closes the session's gate and tells whether that alone was proof of the cut.
+// proven closes the session's gate for an order and tells whether that alone was proof of the cut.
 func (s *session) proven() bool {
-	s.closeGate()
-	s.loop.proveCut([]*session{s})
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stage == prCut
+	o := &order{eng: s.eng}
+	o.alone[0] = o
+	s.cut(ReasonRevoked, &revoke.Fact{ID: "by-hand"}, o)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.behind[prCut] == 0
 }
 
 func (n *node) nobodyLeft() {

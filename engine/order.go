@@ -25,11 +25,17 @@ type order struct {
 	told     progress // newest stage handed to the publisher
 }
 
-// add is called under the session's lock.
+// add is called under the session's lock. stage is where the session stands already.
 func (o *order) add(s *session, stage progress) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.sessions = append(o.sessions, s)
+	if stage > prNone {
+		now := time.Now()
+		for p := prCut; p <= stage; p++ {
+			o.at[p] = now
+		}
+	}
 	for p := stage + 1; p <= prVerified; p++ {
 		o.behind[p]++
 	}

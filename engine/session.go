@@ -168,6 +168,9 @@ func (s *session) cut(r Reason, f *revoke.Fact, o *order) sessionState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closeGateLocked(r, f)
+	if s.restsLocked() {
+		s.advanceLocked(prCut)
+	}
 	if s.orders == nil {
 		s.orders = o.alone[:] // one array for all sessions that have no other order
 	} else {
