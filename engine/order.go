@@ -21,6 +21,7 @@ type order struct {
 	behind   [prVerified + 1]int       // sessions that have not come to the stage yet
 	at       [prVerified + 1]time.Time // of the last session that came to it
 	walking  int                       // index walks under way
+	found    progress                  // newest stage to which a session of these walks had come already
 	settled  bool
 	told     progress // newest stage handed to the publisher
 }
@@ -30,12 +31,7 @@ func (o *order) add(s *session, stage progress) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.sessions = append(o.sessions, s)
-	if stage > prNone {
-		now := time.Now()
-		for p := prCut; p <= stage; p++ {
-			o.at[p] = now
-		}
-	}
+	o.found = max(o.found, stage)
 	for p := stage + 1; p <= prVerified; p++ {
 		o.behind[p]++
 	}
@@ -71,7 +67,13 @@ func (o *order) progressed(from, to progress) {
 func (o *order) walk(delta int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.walking += delta
+	if o.walking += delta; o.walking == 0 && o.found > prNone {
+		now := time.Now() // once for all of them: asking for the time costs as much as closing a gate
+		for p := prCut; p <= o.found; p++ {
+			o.at[p] = now
+		}
+		o.found = prNone
+	}
 	o.tellLocked()
 }
 
