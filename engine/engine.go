@@ -190,6 +190,7 @@ func (e *Engine) Cut(of revoke.Order) {
 			s.advance(prCut)
 		}
 	}
+	o.stamp()
 	for l, batch := range batches {
 		l.cut(batch)
 	}

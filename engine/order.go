@@ -21,7 +21,7 @@ type order struct {
 	behind   [prVerified + 1]int       // sessions that have not come to the stage yet
 	at       [prVerified + 1]time.Time // of the last session that came to it
 	walking  int                       // index walks under way
-	found    progress                  // newest stage to which a session of these walks had come already
+	found    progress                  // newest stage to which a session had come when it was added, since the last stamp
 	settled  bool
 	told     progress // newest stage handed to the publisher
 }
@@ -67,14 +67,20 @@ func (o *order) progressed(from, to progress) {
 func (o *order) walk(delta int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.walking += delta; o.walking == 0 && o.found > prNone {
-		now := time.Now() // once for all of them: asking for the time costs as much as closing a gate
-		for p := prCut; p <= o.found; p++ {
-			o.at[p] = now
-		}
-		o.found = prNone
-	}
+	o.walking += delta
 	o.tellLocked()
+}
+
+// stamp takes the time for all sessions that had come to a stage when they were added: asking for it costs as much as
+// closing a gate.
+func (o *order) stamp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	for p := prCut; p <= o.found; p++ {
+		o.at[p] = now
+	}
+	o.found = prNone
 }
 
 // settle takes over the fact as the journal has it.
@@ -109,6 +115,11 @@ func (o *order) receipt(stage progress) revoke.Receipt {
 	o.mu.Lock()
 	of, sessions, at := o.of, o.sessions, o.at
 	o.mu.Unlock()
+	for p := prClosed; p >= prCut; p-- { // a stamp may come a little late
+		if p < stage && at[p].After(at[p+1]) {
+			at[p] = at[p+1]
+		}
+	}
 	micros := func(p progress) int64 {
 		if stage < p || at[p].IsZero() {
 			return 0
