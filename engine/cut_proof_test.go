@@ -2,6 +2,7 @@ package engine
 
 import (
 	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -34,6 +35,7 @@ func TestALoopThatWaitsIsNotAskedForTheProofOfACut(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.Loops = 1 })
 	r := n.raw("alice")
 	r.Query("SELECT 1")
+	pgtest.WaitFor[*pgproto3.ReadyForQuery](r) // nothing else is to come
 	s := n.only("alice")
 	n.loops[0].awaitRest(t)
 	if !s.proven() {
@@ -108,6 +110,54 @@ func TestTheEndOfASessionBehindTheProofOfItsCutSendsNothing(t *testing.T) {
 	}
 	r.Rest()
 	n.noBugs()
+}
+
+// One side sets the mark and then looks at the gate, the other closes the gate and then looks at the mark: whichever way
+// the two meet, what has seen the gate open is over when the cut is proven.
+func TestNoOrderOfGateAndMarkProvesACutTooEarly(t *testing.T) {
+	l := &loop{}
+	var current atomic.Pointer[session]
+	var writes atomic.Int64
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { // the loop: callbacks, one after the other
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			l.enter()
+			if s := current.Load(); s != nil && !s.cutNow() {
+				for range 20 { // it is not over in an instant
+					writes.Load()
+				}
+				writes.Add(1)
+			}
+			l.leave()
+		}
+	}()
+	proofs := 0
+	for range 200_000 {
+		s := &session{loop: l, state: stLive}
+		current.Store(s)
+		if !s.proven() {
+			continue
+		}
+		proofs++
+		before := writes.Load()
+		for range 100 {
+			if writes.Load() != before {
+				close(stop)
+				t.Fatal("something was written behind the proof")
+			}
+		}
+	}
+	close(stop)
+	<-stopped
+	if proofs == 0 {
+		t.Error("no cut was proven")
+	}
 }
 
 // Nothing moves behind the proof, whenever it comes in a conversation.

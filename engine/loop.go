@@ -23,7 +23,8 @@ type loop struct {
 	count atomic.Int64
 	next  atomic.Int64 // ns since engine start at which the clock posts a tick; 0: never
 
-	// atWork is set while anything of pgedge's runs on the loop: whatever looks at a gate or writes does so meanwhile. See session.restsLocked.
+	// atWork is set while anything of pgedge's runs on the loop: whatever looks at a gate or writes does so meanwhile. It
+	// is what session.restsLocked goes by.
 	atWork atomic.Bool
 	depth  int // callbacks and tasks that run, one inside the other
 

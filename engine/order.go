@@ -76,6 +76,9 @@ func (o *order) walk(delta int) {
 func (o *order) stamp() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.found == prNone {
+		return
+	}
 	now := time.Now()
 	for p := prCut; p <= o.found; p++ {
 		o.at[p] = now
