@@ -70,24 +70,25 @@ func splitAddr(addr string) (string, int, error) {
 func (f front) file(r *run, name string) string { return filepath.Join(r.dir, f.name+name) }
 
 func (f front) startPgedge(ctx context.Context, r *run) (*target, error) {
-	port, err1 := pgserver.FreePort("127.0.0.1")
-	admin, err2 := pgserver.FreePort("127.0.0.1")
-	binary, err3 := r.pgedge(ctx)
-	for _, err := range []error{err1, err2, err3} {
-		if err != nil {
-			return nil, err
-		}
+	ports, err := pgserver.FreePorts("127.0.0.1", 2)
+	if err != nil {
+		return nil, err
+	}
+	port, admin := ports[0], ports[1]
+	binary, err := r.pgedge(ctx)
+	if err != nil {
+		return nil, err
 	}
 	conf := f.file(r, "pgedge.yaml")
 	if err := os.WriteFile(conf, fmt.Appendf(nil, "limits: {login_timeout: %v}\n", loginTime), 0o644); err != nil {
 		return nil, err
 	}
 	t := &target{name: subject, host: "127.0.0.1", port: port, admin: fmt.Sprintf("127.0.0.1:%d", admin)}
-	t.proc, err1 = r.start(f.name+"pgedge", "", binary, "serve", "-c", conf, "--node", "bench", "--admin", t.admin, "--state-dir", f.file(r, "state"),
+	t.proc, err = r.start(f.name+"pgedge", "", binary, "serve", "-c", conf, "--node", "bench", "--admin", t.admin, "--state-dir", f.file(r, "state"),
 		"--listen", t.addr(), "--upstream",
 		fmt.Sprintf("postgres://pgedge_control:%s@%s/%s?sslmode=disable", pgserver.Password("pgedge_control"), f.addr, pgserver.Database))
-	if err1 != nil {
-		return nil, err1
+	if err != nil {
+		return nil, err
 	}
 	return t, waitListening(ctx, t.proc, port)
 }
